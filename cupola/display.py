@@ -1,0 +1,171 @@
+"""What a person sees while Cupola works: one line for each fact, one bar for each long piece of work.
+
+Everything goes to standard error, so that standard output stays free for results and `--json`. On a
+terminal the bars are live; elsewhere (a log, CI) each piece of work prints a line when it begins, now and
+then, and when it ends. Code below the command line takes a `Display` and never prints.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1m15s`: how long something takes, for people."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def count(number: float) -> str:
+    """`12_345_678` -> `12.3M`: a large number, for people."""
+    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g}{suffix}"
+    return f"{number:g}"
+
+
+class Task:
+    """A piece of work under way: move it on, and say what is going on."""
+
+    def advance(self, amount: float = 1) -> None:
+        """Add to what is done."""
+
+    def at(self, done: float) -> None:
+        """Set what is done, for work that knows its position (a training run that resumes)."""
+
+    def total(self, total: float) -> None:
+        """State the whole amount, once it is known."""
+
+    def note(self, text: str) -> None:
+        """The few words to the right of the bar: the loss, the file being read."""
+
+
+class Display:
+    """The silent display: the base class, used by libraries and tests."""
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+
+    def warn(self, text: str) -> None:
+        """One line that stays and stands out: something was dropped, skipped, replaced or ignored."""
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        """A piece of work with a bar; `total` in `unit` (tokens, bytes, documents)."""
+        yield Task()
+
+
+class _BarTask(Task):
+    def __init__(self, bars: Progress, key: TaskID) -> None:
+        self.bars, self.key = bars, key
+
+    def advance(self, amount: float = 1) -> None:
+        self.bars.advance(self.key, amount)
+
+    def at(self, done: float) -> None:
+        self.bars.update(self.key, completed=done)
+
+    def total(self, total: float) -> None:
+        self.bars.update(self.key, total=total)
+
+    def note(self, text: str) -> None:
+        self.bars.update(self.key, note=text)
+
+
+class _LineTask(Task):
+    """Prints how far the work is every `SECONDS_BETWEEN_LINES`."""
+
+    def __init__(self, console: Console, title: str, total: float | None, unit: str) -> None:
+        self.console, self.title, self.unit, self.whole = console, title, unit, total
+        self.done, self.first, self.text = 0.0, None, ""
+        self.begun = self.printed = time.monotonic()
+
+    def advance(self, amount: float = 1) -> None:
+        self.at(self.done + amount)
+
+    def at(self, done: float) -> None:
+        if self.first is None:
+            self.first = done if done > self.done else 0.0
+        self.done = done
+        now = time.monotonic()
+        if now - self.printed >= SECONDS_BETWEEN_LINES:
+            self.printed = now
+            self.console.print(Text(f"  {self.title}: {self.progress(now)}"))
+
+    def progress(self, now: float) -> str:
+        text = f"{count(self.done)} {self.unit}".strip()
+        gained = self.done - (self.first or 0.0)
+        if self.whole:
+            text = f"{self.done / self.whole:.0%} of {count(self.whole)} {self.unit}".strip()
+            if gained > 0:
+                left = (now - self.begun) * (self.whole - self.done) / gained
+                text += f", {duration(left)} left"
+        return f"{text}  {self.text}".rstrip()
+
+    def total(self, total: float) -> None:
+        self.whole = total
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+
+class ConsoleDisplay(Display):
+    """The display of the command line, on standard error."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self._bars: Progress | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text(f"warning: {text}", style="yellow"))
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        begun = time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(Text(f"{title} ..."))
+            yield _LineTask(self.console, title, total, unit)
+        else:
+            with self._live() as bars:
+                key = bars.add_task(title, total=total, note="")
+                try:
+                    yield _BarTask(bars, key)
+                finally:
+                    bars.remove_task(key)
+        self.console.print(Text(f"{title}: {duration(time.monotonic() - begun)}", style="dim"))
+
+    @contextlib.contextmanager
+    def _live(self) -> Iterator[Progress]:
+        """The one live region of the terminal; work inside work adds its bar to the same region."""
+        if self._bars is not None:
+            yield self._bars
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bars:
+            self._bars = bars
+            try:
+                yield bars
+            finally:
+                self._bars = None

@@ -1,0 +1,327 @@
+"""The recipe as strict pydantic models: everything a run can be told, and nothing else.
+
+A field is a full word with its type, default and one sentence. What a single field can't know (paths,
+divisibility across blocks, stages against corpora) is checked in `cupola.recipe.checks`.
+A mapping whose class names a `shorthand` may be written as that one value: `optimizer: muon` is
+`optimizer: {kind: muon}`, `learning_rate: 3e-4` is `learning_rate: {peak: 3e-4}`.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+
+from cupola.recipe.quantity import Piecewise, Quantity
+
+
+class Strict(BaseModel):
+    """A block of the recipe: unknown keys are errors, nothing is changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    shorthand: ClassVar[str | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthand(cls, value: Any) -> Any:
+        if cls.shorthand and not isinstance(value, dict | BaseModel):
+            return {cls.shorthand: value}
+        return value
+
+
+def _positive_integer(value: Any) -> int:
+    quantity = Quantity.parse(value)
+    if quantity.unit not in ("", "tokens") or not isinstance(quantity.amount, int) or quantity.amount < 1:
+        raise ValueError(f"a whole number of tokens, at least 1, is expected, not {value!r}")
+    return quantity.amount
+
+
+def _weights(value: Any) -> dict[str, float]:
+    if isinstance(value, str):
+        value = {value: 1}
+    if not isinstance(value, dict) or not value:
+        raise ValueError("a mapping of sources to weights is expected, such as {speeches: 0.6, manuals: 0.4}")
+    for source, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise ValueError(f"the weight of {source!r} must be a number above 0, not {weight!r}")
+    return {str(source): float(weight) for source, weight in value.items()}
+
+
+def _mixture(value: Any) -> "Piecewise[dict[str, float]]":
+    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
+        return Piecewise.parse(value, _weights)
+    if isinstance(value, Piecewise):
+        return value
+    return Piecewise(((Quantity(0, "%"), _weights(value)),))
+
+
+def _units(*units: str) -> BeforeValidator:
+    def check(value: Any) -> Quantity:
+        quantity = Quantity.parse(value)
+        if quantity.unit == "":
+            quantity = Quantity(quantity.amount, units[0])
+        if quantity.unit not in units:
+            raise ValueError(f"{str(quantity)!r} is in {quantity.unit}; expected {' or '.join(units)}")
+        return quantity
+
+    return BeforeValidator(check)
+
+
+_PIECEWISE_SCHEMA = WithJsonSchema({"anyOf": [{"type": ["integer", "string"]}, {"type": "object"}]})
+_MIXTURE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
+_DUMP = PlainSerializer(lambda piecewise: piecewise.dump())
+
+Lengths = Annotated[
+    Piecewise[int], BeforeValidator(lambda v: Piecewise.parse(v, _positive_integer)), _DUMP, _PIECEWISE_SCHEMA
+]
+Mixture = Annotated[Piecewise[dict[str, float]], BeforeValidator(_mixture), _DUMP, _MIXTURE_SCHEMA]
+Horizon = Annotated[Quantity, _units("tokens", "steps", "epochs")]
+Warmup = Annotated[Quantity, _units("tokens", "steps", "%")]
+Interval = Annotated[Quantity, _units("tokens", "steps", "%")]
+
+
+class Corpus(Strict):
+    """One source of text. Exactly one of files, huggingface, apt, npm, pypi, python."""
+
+    files: str | list[str] | None = None
+    """Paths or globs: txt, md, html, jsonl, parquet, each also .gz or .zst; beside `npm`, `pypi` and `apt`
+    they select files inside the package."""
+    huggingface: str | None = None
+    """A dataset's name for the `datasets` library (extra `huggingface`), such as `HuggingFaceFW/fineweb-edu`."""
+    subset: str | None = None
+    """The configuration of the Hugging Face dataset."""
+    split: str = "train"
+    """The split of the Hugging Face dataset."""
+    text_field: str = "text"
+    """The field that holds the text, in jsonl, parquet and Hugging Face datasets."""
+    apt: str | list[str] | None = None
+    """Debian packages whose text is taken (fetched without root, never installed)."""
+    npm: str | list[str] | None = None
+    """Packages of the npm registry."""
+    pypi: str | list[str] | None = None
+    """Packages of the Python Package Index."""
+    python: str | list[Literal["documentation", "docstrings", "code"]] | None = None
+    """What the installed Python carries: always there, offline."""
+    exclude: str | list[str] = []
+    """Globs of files to leave out."""
+    max_bytes: int | None = Field(None, ge=1)
+    """Stop after so many bytes of clean text (whole documents)."""
+    min_document_bytes: int = Field(200, ge=0)
+    """Shorter documents are dropped, and counted."""
+    licence: str | None = None
+    """A note kept with every document, where the source does not say."""
+    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the documents, chosen by a hash of their text, that trains neither model nor tokenizer."""
+    fallback: "Corpus | None" = None
+    """What to take where this source can't be had; the run says and records which one it took."""
+
+
+class Tokenizer(Strict):
+    """The tokenizer: trained on the corpora, or an existing file."""
+
+    kind: Literal["bpe", "file"] = "bpe"
+    """`bpe` trains byte-level BPE; `file` loads any `tokenizer.json`."""
+    vocabulary: int = Field(32768, ge=300, le=131072)
+    """Number of tokens to train, special tokens included."""
+    train_on: dict[str, float] | None = None
+    """Sources and weights of the text it is trained on; by default the first stage's mixture."""
+    train_bytes: int = Field(50_000_000, ge=1000)
+    """At most so many bytes of text are used for training."""
+    path: str | None = None
+    """The `tokenizer.json`, for kind `file`."""
+
+
+class Rope(Strict):
+    """Rotary position embedding (Su et al. 2021), with Hugging Face's names."""
+
+    rope_theta: float = Field(10000.0, gt=0)
+    """The base of the angles."""
+    rope_type: Literal["default", "linear", "llama3"] = "default"
+    """How long contexts are reached."""
+    factor: float = Field(1.0, ge=1)
+    """By how much the context is stretched."""
+    low_freq_factor: float = 1.0
+    """llama3 only."""
+    high_freq_factor: float = 4.0
+    """llama3 only."""
+    original_max_position_embeddings: int | None = None
+    """llama3 only: the context before stretching."""
+
+
+class Model(Strict):
+    """The network's shape. `base:` takes a shipped preset such as `llama3-8b` or `gpt2-small`."""
+
+    family: Literal["transformer"] = "transformer"
+    """The kind of network."""
+    layers: int = Field(ge=1)
+    """Number of blocks."""
+    width: int = Field(ge=1)
+    """Width of the residual stream."""
+    heads: int = Field(ge=1)
+    """Number of query heads."""
+    key_value_heads: int | None = Field(None, ge=1)
+    """Number of key/value heads (grouped-query attention, Ainslie et al. 2023); by default `heads`."""
+    head_width: int | None = Field(None, ge=1)
+    """Width of a head; by default width / heads."""
+    feedforward: int | None = Field(None, ge=1)
+    """Hidden width of the feed-forward layer; by default 8/3 width (swiglu) or 4 width (gelu), rounded up to
+    a multiple of 64."""
+    activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
+    """swiglu (Shazeer 2020) has a gate; gelu (exact or tanh form) does not."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Normalisation before attention, before the feed-forward layer and before the head."""
+    norm_epsilon: float = Field(1e-5, gt=0)
+    """Added to the (mean) square before the root."""
+    qk_norm: bool = False
+    """RMSNorm of every query and key head (Qwen3)."""
+    attention_bias: bool = False
+    """Biases on query, key and value."""
+    output_bias: bool = False
+    """Bias on attention's output projection."""
+    feedforward_bias: bool = False
+    """Biases in the feed-forward layer."""
+    positions: Literal["rope", "learned"] = "rope"
+    """Rotary, or a learned table (GPT-2, GPT-3)."""
+    rope: Rope = Rope()
+    """Settings of rotary positions."""
+    max_positions: int | None = Field(None, ge=1)
+    """Rows of the learned table; with rope, the context that the model is published for."""
+    tied: bool = False
+    """The head is the embedding."""
+    vocabulary: int | None = Field(None, ge=2)
+    """Rows of embedding and head; by default the tokenizer's, rounded up to a multiple of 64."""
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights; those that write to the residual stream are divided by
+    sqrt(2 layers) (GPT-2)."""
+
+
+class Scale(Strict):
+    """How the run is spread; the only block that differs between a laptop and a cluster."""
+
+    data: int | Literal["auto"] = "auto"
+    """Data-parallel workers."""
+    tensor: int = Field(1, ge=1)
+    """Tensor-parallel workers."""
+    pipeline: int = Field(1, ge=1)
+    """Pipeline stages."""
+    context: int = Field(1, ge=1)
+    """Context-parallel workers."""
+    microbatch_tokens: int | Literal["auto"] = "auto"
+    """Tokens of one forward and backward pass; a batch is as many of them as it takes."""
+
+
+class Checkpoint(Strict):
+    """When to save, and how many to keep."""
+
+    every: Interval = Quantity(10, "%")
+    """Interval, on each stage's clock; the end of a stage is always saved."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints kept of an unfinished stage; a finished stage keeps its last."""
+
+
+class Evaluate(Strict):
+    """Held-out loss and samples in the course of training."""
+
+    every: Interval = Quantity(20, "%")
+    """Interval, on each stage's clock; the end of a stage is always evaluated, in full."""
+    tokens: int = Field(16_384, ge=1)
+    """Held-out tokens of each source in the course of training."""
+    prompts: list[str] = ["The ", "In order to ", "We must "]
+    """Beginnings that the model continues."""
+    sample_tokens: int = Field(48, ge=1)
+    """Length of a sample."""
+
+
+class Optimizer(Strict):
+    """The optimizer; parameters are grouped by declared role, never by shape."""
+
+    shorthand: ClassVar[str | None] = "kind"
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises matrices (Jordan et al. 2024); embeddings, head and vectors stay with AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the moments."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled decay, of matrices only."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's momentum (Nesterov)."""
+    embedding_scale: float = Field(1.0, gt=0)
+    """Learning rate of embedding, head and vectors relative to the matrices'."""
+
+
+class LearningRate(Strict):
+    """Linear warm-up to a peak, then decay, as a pure function of the stage's clock."""
+
+    shorthand: ClassVar[str | None] = "peak"
+    peak: float = Field(gt=0)
+    """The highest value."""
+    warmup: Warmup = Quantity(0, "%")
+    """Length of the linear rise from 0."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    final: float = Field(0.0, ge=0, le=1)
+    """Where the decay ends, as a share of the peak."""
+
+
+class Stage(Strict):
+    """One phase of the curriculum: its data, horizon, objective and learning rate.
+
+    Sequence length, batch and optimizer pass on to the next stage of the same objective unless stated.
+    """
+
+    objective: Literal["next_token"] = "next_token"
+    """What is learnt."""
+    data: Mixture
+    """Sources and weights, or such mappings at positions: `{0%: {...}, 60%: {...}}`."""
+    tokens: Horizon | None = None
+    """The horizon: "20M tokens", "1000 steps" or "2 epochs" (an epoch ends when the first source has been seen once)."""
+    sequence_length: Lengths | None = None
+    """Tokens in a row; may grow: `{0%: 128, 40%: 256}`."""
+    batch_tokens: Lengths | None = None
+    """Tokens in a step; may grow: `{0%: 4096, 50%: 16384}`."""
+    optimizer: Optimizer | None = None
+    """The optimizer."""
+    learning_rate: LearningRate
+    """Its learning rate."""
+    gradient_clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of the mean squared log-normaliser (PaLM)."""
+    carry: list[Literal["weights", "optimizer"]] = ["weights"]
+    """What is taken over from the stage before."""
+    document_mask: bool = True
+    """Attention never crosses a document."""
+
+
+class Recipe(Strict):
+    """Everything from corpus to trained model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's name, and its folder's."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """The one seed from which all randomness is derived."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` measures once which is faster, records it, and keeps it on resume."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of each block; `auto` only where it pays for the length of the run."""
+    corpora: dict[str, Corpus] = {}
+    """The sources of text, by name."""
+    tokenizer: Tokenizer = Tokenizer()
+    """How text becomes tokens."""
+    model: Model
+    """The network."""
+    scale: Scale = Scale()
+    """How the run is spread."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When to save."""
+    evaluate: Evaluate = Evaluate()
+    """What is measured in the course of training."""
+    stages: dict[str, Stage]
+    """The stages, in the order in which they run."""
