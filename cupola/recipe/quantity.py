@@ -35,7 +35,9 @@ class Quantity:
         if isinstance(value, Quantity):
             return value
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError(f'an amount such as "20M tokens", "1000 steps" or "5%" is expected, not {value!r}')
+            raise ValueError(
+                f'an amount such as "20M tokens", "1000 steps" or "5%" is expected, not {value!r}'
+            )
         if isinstance(value, int | float):
             match = None
             amount, unit = value, ""
@@ -70,7 +72,9 @@ class Quantity:
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\s*[0-9]"}]}
 
 
@@ -101,7 +105,9 @@ class Piecewise(Generic[Value]):
         steps = tuple((Quantity.parse(start), parse_value(v)) for start, v in value.items())
         units = {start.unit or "tokens" for start, _ in steps if start.amount}
         if not units <= {"%", "tokens"} or len(units) > 1:
-            raise ValueError('positions are percentages or tokens, all of one kind, such as {0%: 128, 40%: 256}')
+            raise ValueError(
+                "positions are percentages or tokens, all of one kind, such as {0%: 128, 40%: 256}"
+            )
         starts = [start.amount for start, _ in steps]
         if not starts or starts[0] != 0:
             raise ValueError("the first position must be 0")

@@ -6,6 +6,7 @@ A mapping whose class names a `shorthand` may be written as that one value: `opt
 `optimizer: {kind: muon}`, `learning_rate: 3e-4` is `learning_rate: {peak: 3e-4}`.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -33,6 +34,11 @@ class Strict(BaseModel):
         if cls.shorthand and not isinstance(value, dict | BaseModel):
             return {cls.shorthand: value}
         return value
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple that is not below the number."""
+    return -(-number // multiple) * multiple
 
 
 def _positive_integer(value: Any) -> int:
@@ -154,6 +160,15 @@ class Rope(Strict):
     """llama3 only: the context before stretching."""
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model that a recipe may leave out, as they are in force."""
+
+    head_width: int
+    key_value_heads: int
+    feedforward: int
+
+
 class Model(Strict):
     """The network's shape. `base:` takes a shipped preset such as `llama3-8b` or `gpt2-small`."""
 
@@ -199,6 +214,19 @@ class Model(Strict):
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights; those that write to the residual stream are divided by
     sqrt(2 layers) (GPT-2)."""
+
+    def sizes(self) -> Sizes:
+        """The optional sizes with their defaults filled in."""
+        default = -(-8 * self.width // 3) if self.activation == "swiglu" else 4 * self.width
+        return Sizes(
+            head_width=self.head_width or self.width // self.heads,
+            key_value_heads=self.key_value_heads or self.heads,
+            feedforward=self.feedforward or round_up(default, 64),
+        )
+
+    def rows(self, tokenizer_size: int) -> int:
+        """Rows of embedding and head for a tokenizer of that many tokens."""
+        return self.vocabulary or round_up(tokenizer_size, 64)
 
 
 class Scale(Strict):
