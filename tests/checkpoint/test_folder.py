@@ -1,0 +1,138 @@
+"""Checkpoints: whole or not at all, verified before loading, the one before when the newest is bad."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from cupola import checkpoint, storage
+from cupola.errors import CupolaError
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "b.weight": torch.randn(7, 5, generator=generator),
+        "a.weight": torch.randn(3, generator=generator).bfloat16(),
+    }
+
+
+def save(folder, step):
+    return checkpoint.save(
+        folder, tensors(step), {"b.weight/step": torch.tensor(float(step))}, {"step": step}
+    )
+
+
+def test_round_trip_is_exact(tmp_path):
+    path = save(tmp_path, 3)
+    loaded = checkpoint.load(path)
+    assert loaded.facts["step"] == 3
+    for name, tensor in tensors(3).items():
+        assert torch.equal(loaded.weights[name], tensor)
+        assert loaded.weights[name].dtype == tensor.dtype
+    assert loaded.optimizer["b.weight/step"].item() == 3
+    assert (tmp_path / "latest").resolve() == path.resolve()
+
+
+def test_weights_hash_is_of_names_dtypes_shapes_and_bytes():
+    weights = tensors(1)
+    expected = hashlib.sha256()
+    for name, dtype, shape in (("a.weight", "torch.bfloat16", (3,)), ("b.weight", "torch.float32", (7, 5))):
+        expected.update(f"{name} {dtype} {shape}\n".encode())
+        expected.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+    assert checkpoint.weights_sha256(weights) == expected.hexdigest()
+    assert checkpoint.weights_sha256(dict(reversed(weights.items()))) == expected.hexdigest()
+    weights["a.weight"] = weights["a.weight"].clone()
+    weights["a.weight"][0] += 1
+    assert checkpoint.weights_sha256(weights) != expected.hexdigest()
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "empty"])
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(tmp_path, file, damage):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    path = newer / file
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(data[:-1])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    with pytest.raises(CupolaError, match=file):
+        checkpoint.load(newer)
+    told: list[str] = []
+    assert checkpoint.newest_verified(tmp_path, told.append) == older
+    assert len(told) == 1
+    assert newer.name in told[0]
+    assert file in told[0]
+
+
+def test_a_broken_manifest_is_refused(tmp_path):
+    path = save(tmp_path, 1)
+    (path / storage.MANIFEST).write_text("{")
+    with pytest.raises(CupolaError, match=storage.MANIFEST):
+        checkpoint.load(path)
+    assert checkpoint.newest_verified(tmp_path, lambda _: None) is None
+
+
+def test_retain_keeps_the_newest(tmp_path):
+    for step in (1, 2, 10, 9):
+        save(tmp_path, step)
+    removed = checkpoint.retain(tmp_path, 2)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-00000009", "step-00000010"]
+    assert len(removed) == 2
+
+
+def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(tmp_path, monkeypatch):
+    older = save(tmp_path, 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "fsync_path", full)
+    with pytest.raises(CupolaError, match="No space left on device"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert checkpoint.newest_verified(tmp_path, pytest.fail) == older
+    assert checkpoint.checkpoints(tmp_path) == [older]
+
+
+@pytest.mark.multiprocess
+def test_a_kill_at_any_write_leaves_only_whole_checkpoints(tmp_path):
+    """A child saves for ever and is killed at random moments; whatever is visible must verify."""
+    child = textwrap.dedent(
+        f"""
+        import itertools, pathlib, torch
+        from cupola import checkpoint
+        folder = pathlib.Path({str(tmp_path)!r})
+        print("ready", flush=True)
+        for step in itertools.count(1):
+            weights = {{f"w{{i}}": torch.full((300, 300), float(step)) for i in range(4)}}
+            checkpoint.save(folder, weights, {{}}, {{"step": step}})
+            checkpoint.retain(folder, 2)
+        """
+    )
+    seen = 0
+    for delay in (0.01, 0.03, 0.07, 0.12, 0.2):
+        process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for path in checkpoint.checkpoints(tmp_path):
+            loaded = checkpoint.load(path)
+            assert all((t == loaded.facts["step"]).all() for t in loaded.weights.values())
+            seen += 1
+    assert seen
