@@ -1,0 +1,7 @@
+"""`python -m cupola` is the command `cupola`."""
+
+import sys
+
+from cupola.cli import main
+
+sys.exit(main())

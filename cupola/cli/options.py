@@ -1,0 +1,48 @@
+"""What the commands share: the recipe argument, `--set`, `--json` and how results are printed.
+
+Results go to standard output, everything said on the way to standard error; with `--json` the last line
+of standard output is one JSON object.
+"""
+
+import json
+import math
+from typing import Any
+
+import click
+
+recipe_argument = click.argument("recipe", metavar="RECIPE")
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, such as stages.pretrain.learning_rate=3e-4; may be repeated.",
+)
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object as the last line of standard output.",
+)
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help: one example on each line, not reflowed."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def emit(value: dict[str, Any]) -> None:
+    """Print a result as one line of strict JSON; a number that is not finite becomes null."""
+    click.echo(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
