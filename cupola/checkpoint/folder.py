@@ -8,7 +8,6 @@ Costs: a save hashes what it wrote (about 1 GB/s of one core), a load hashes wha
 """
 
 import hashlib
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cupola import storage
+from cupola.checkpoint.names import checkpoints, folder_name
 from cupola.errors import CupolaError
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 LATEST = "latest"
-NAME = re.compile(r"step-(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def save(
     Raises:
         CupolaError: the disk is full or not writable; what was saved before is untouched.
     """
-    target = folder / f"step-{facts['step']:08d}"
+    target = folder / folder_name(facts["step"])
     facts = {**facts, "weights_sha256": weights_sha256(weights)}
     with storage.new_folder(target, facts) as aside:
         for name, tensors in ((WEIGHTS, weights), (OPTIMIZER, optimizer)):
@@ -83,14 +82,6 @@ def _point_latest(folder: Path, name: str) -> None:
     aside.unlink(missing_ok=True)
     aside.symlink_to(name)
     aside.replace(folder / LATEST)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; not verified."""
-    if not folder.is_dir():
-        return []
-    found = ((int(match[1]), path) for path in folder.iterdir() if (match := NAME.match(path.name)))
-    return [path for _, path in sorted(found)]
 
 
 def load(path: Path) -> Checkpoint:

@@ -10,7 +10,8 @@ import textwrap
 import pytest
 import torch
 
-from cupola import checkpoint, storage
+from cupola import storage
+from cupola.checkpoint import folder as checkpoint
 from cupola.errors import CupolaError
 
 
@@ -112,7 +113,7 @@ def test_a_kill_at_any_write_leaves_only_whole_checkpoints(tmp_path):
     child = textwrap.dedent(
         f"""
         import itertools, pathlib, torch
-        from cupola import checkpoint
+        from cupola.checkpoint import folder as checkpoint
         folder = pathlib.Path({str(tmp_path)!r})
         print("ready", flush=True)
         for step in itertools.count(1):

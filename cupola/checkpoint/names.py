@@ -1,0 +1,19 @@
+"""How checkpoints are named and found; no torch, so that listing them is instant."""
+
+import re
+from pathlib import Path
+
+NAME = re.compile(r"step-(\d+)$")
+
+
+def folder_name(step: int) -> str:
+    """The name of the folder that holds the checkpoint after `step` steps of its stage."""
+    return f"step-{step:08d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; not verified."""
+    if not folder.is_dir():
+        return []
+    found = ((int(match[1]), path) for path in folder.iterdir() if (match := NAME.match(path.name)))
+    return [path for _, path in sorted(found)]

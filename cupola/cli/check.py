@@ -1,0 +1,47 @@
+"""`cupola check`."""
+
+import click
+
+from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
+from cupola.display import ConsoleDisplay, count, duration
+
+
+@click.command(
+    epilog=examples(
+        "cupola check recipes/quickstart.yaml",
+        "cupola check --no-data recipes/quickstart.yaml --set model.vocabulary=131072 --json",
+    )
+)
+@recipe_argument
+@set_option
+@click.option("--no-data", is_flag=True, help="Gather nothing: random tokens, shapes, first loss and memory.")
+@json_option
+def command(recipe: str, overrides: tuple[str, ...], no_data: bool, as_json: bool) -> None:
+    """Check RECIPE before spending on it: every stage validated, one batch of each run through the model.
+
+    The first loss must be what the objective expects (ln V for a fresh model), one batch must be learnable,
+    and memory and time are estimated from what was measured.
+    """
+    from cupola.recipe.loading import load
+
+    loaded = load(recipe, list(overrides))
+
+    from cupola.pipeline.decisions import decide
+    from cupola.pipeline.preflight import preflight
+    from cupola.pipeline.prepare import prepare, vocabulary_of
+
+    display = ConsoleDisplay()
+    prepared = None if no_data else prepare(loaded, display)
+    vocabulary = prepared.vocabulary if prepared else vocabulary_of(loaded, loaded.tokenizer.vocabulary)
+    decisions = decide(loaded, vocabulary, None, display)
+    result = preflight(loaded, prepared, decisions, display)
+    if as_json:
+        emit(result.as_json())
+        return
+    click.echo(f"{'stage':<12} {'first loss':>10} {'expected':>9} {'peak memory':>12} {'time':>8}")
+    for stage in result.stages:
+        click.echo(
+            f"{stage.name:<12} {stage.first_loss:>10.3f} {stage.expected_loss:>9.3f}"
+            f" {count(stage.peak_bytes) + 'B':>12} {duration(stage.seconds):>8}"
+        )
+    click.echo(f"order fingerprint: {result.order_fingerprint or 'none without data'}")

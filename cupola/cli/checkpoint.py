@@ -1,0 +1,60 @@
+"""`cupola checkpoint`."""
+
+from typing import Any
+
+import click
+
+from cupola.cli.options import emit, examples, json_option
+from cupola.display import ConsoleDisplay, count
+
+
+@click.group(
+    epilog=examples(
+        "cupola checkpoint list runs/quickstart", "cupola checkpoint verify runs/quickstart --json"
+    )
+)
+def command() -> None:
+    """List or verify the checkpoints of a run."""
+
+
+@command.command("list", epilog=examples("cupola checkpoint list runs/quickstart --json"))
+@click.argument("run")
+@json_option
+def list_checkpoints(run: str, as_json: bool) -> None:
+    """List the checkpoints of RUN; names and sizes of their files are checked, not their contents."""
+    _report(run, contents=False, as_json=as_json)
+
+
+@command.command("verify", epilog=examples("cupola checkpoint verify runs/quickstart"))
+@click.argument("run")
+@json_option
+def verify_checkpoints(run: str, as_json: bool) -> None:
+    """Compare every byte of RUN's checkpoints with the SHA-256 written; exit status 1 if one is damaged."""
+    _report(run, contents=True, as_json=as_json)
+
+
+def _report(run: str, contents: bool, as_json: bool) -> None:
+    from cupola.errors import CupolaError
+    from cupola.pipeline.listing import list_run
+
+    rows = list_run(run, contents, ConsoleDisplay())
+    damaged = [row for row in rows if not row["verified"]]
+    if as_json:
+        emit({"checkpoints": rows})
+    else:
+        _print(rows)
+    if damaged and contents:
+        raise CupolaError(f"{damaged[0]['path']}: {damaged[0]['error']}")
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        click.echo("no checkpoints yet")
+        return
+    click.echo(f"{'stage':<12} {'step':>7} {'global':>7} {'tokens':>8}  {'state':<8} path")
+    for row in rows:
+        state = "whole" if row["verified"] else "DAMAGED"
+        click.echo(
+            f"{row['stage']:<12} {row['step']:>7} {row['global_step']:>7} {count(row['tokens'] or 0):>8}"
+            f"  {state:<8} {row['path']}"
+        )

@@ -1,0 +1,48 @@
+"""`cupola run`."""
+
+from pathlib import Path
+
+import click
+
+from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
+from cupola.display import ConsoleDisplay
+
+
+@click.command(
+    epilog=examples(
+        "cupola run recipes/quickstart.yaml",
+        "cupola run recipes/quickstart.yaml --set stages.pretrain.tokens=4M --out runs/longer",
+        "cupola run recipes/quickstart.yaml --until pretrain --json",
+    )
+)
+@recipe_argument
+@set_option
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="The run's folder (default runs/NAME)."
+)
+@click.option("--until", metavar="STAGE", help="Stop after this stage.")
+@click.option("--no-check", is_flag=True, help="Skip the dry run before the first start.")
+@json_option
+def command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    until: str | None,
+    no_check: bool,
+    as_json: bool,
+) -> None:
+    """Do everything RECIPE says, from corpus to trained model; go on where it was interrupted.
+
+    What is done and has not changed is not done again. Ctrl-C finishes the step under way, saves and stops.
+    """
+    from cupola.recipe.loading import load
+
+    loaded = load(recipe, list(overrides))
+
+    from cupola.pipeline.run import run
+
+    report = run(loaded, out, until, ConsoleDisplay(), check_first=not no_check)
+    if as_json:
+        emit(report.as_json())
+    if report.error is not None:
+        raise report.error

@@ -1,0 +1,111 @@
+"""Open a finished or unfinished run for reading: its recipe, tokenizer and the weights of one checkpoint."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from cupola.corpus.tokenizer import Tokenizer
+from cupola.parallel.device import default_device
+from cupola.recipe.loading import load
+
+from cupola.checkpoint import folder as checkpoint
+from cupola.corpus import documents
+from cupola.display import Display
+from cupola.errors import CupolaError, InputError
+from cupola.models import build
+from cupola.pipeline.folder import RunFolder, StageFolder, find_run
+from cupola.pipeline.prepare import prepare, sources_of
+from cupola.recipe.schema import Recipe
+
+
+@dataclass
+class OpenRun:
+    """A model ready to read or write text, and where it comes from.
+
+    Attributes:
+        sequence_length: the longest row that its stage was trained with.
+        precision: "fp32" or "bf16", as the run was trained.
+    """
+
+    folder: Path
+    recipe: Recipe
+    stage: str
+    checkpoint: Path
+    facts: dict[str, Any]
+    tokenizer: Tokenizer
+    module: torch.nn.Module
+    sequence_length: int
+    precision: str
+    device: torch.device
+
+    def heldout_texts(self, display: Display) -> dict[str, Iterator[str]]:
+        """The held-out documents of each source of the recipe, from the cache (made again if it is empty)."""
+        prepared = prepare(self.recipe, display)
+        if prepared.tokenizer.fingerprint != self.tokenizer.fingerprint:
+            display.warn("the corpora have changed since this run: its held-out text is not what it was")
+        return {
+            name: (document.text for document in documents(prepared.gathered[name], "heldout"))
+            for name in sources_of(self.recipe)
+        }
+
+
+def open_run(path: str | Path, display: Display, stage: str | None = None) -> OpenRun:
+    """Load a run's newest finished stage, another stage, or one checkpoint's folder.
+
+    Raises:
+        InputError: no such run, stage or checkpoint.
+        CupolaError: the checkpoint does not verify.
+    """
+    given = Path(path).expanduser()
+    if given.resolve().name.startswith("step-") and (given.parent.name == "checkpoints"):
+        stage_path = given.resolve().parent.parent
+        folder, stage_folder, found = (
+            RunFolder(stage_path.parent.parent),
+            StageFolder(stage_path),
+            given.resolve(),
+        )
+        if not found.is_dir():
+            raise InputError(f"{path}: no such checkpoint")
+    else:
+        folder = find_run(path)
+        stage_folder, found = _checkpoint_of(folder, stage, display)
+    recipe = load(folder.path / "recipe.yaml")
+    loaded = checkpoint.load(found)
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    device = default_device()
+    module = build(recipe.model, loaded.facts["vocabulary"], seed=0, device=device)
+    module.load_state_dict(loaded.weights)
+    module.eval()
+    lengths = recipe.stages[stage_folder.name].sequence_length
+    assert lengths is not None
+    return OpenRun(
+        folder=folder.path,
+        recipe=recipe,
+        stage=stage_folder.name,
+        checkpoint=found,
+        facts=loaded.facts,
+        tokenizer=tokenizer,
+        module=module,
+        sequence_length=max(lengths.values),
+        precision=folder.facts()["decisions"]["precision"],
+        device=device,
+    )
+
+
+def _checkpoint_of(folder: RunFolder, stage: str | None, display: Display) -> tuple[StageFolder, Path]:
+    stages = folder.stages()
+    if stage is not None:
+        stages = [found for found in stages if found.name == stage]
+        if not stages:
+            names = ", ".join(found.name for found in folder.stages()) or "none"
+            raise InputError(f"--stage {stage}: this run has no such stage; it has {names}")
+    finished = [found for found in stages if found.facts().get("status") == "done"]
+    for candidate in reversed(finished or stages):
+        path = checkpoint.newest_verified(candidate.checkpoints, display.warn)
+        if path is not None:
+            if not finished:
+                display.warn(f"stage {candidate.name} is not finished; this is its checkpoint {path.name}")
+            return candidate, path
+    raise CupolaError(f"{folder.path}: has no checkpoint yet")

@@ -1,0 +1,131 @@
+"""Which stages a run has to do: each stage has a key, the digest of everything that shapes its weights.
+
+A finished stage whose key is the same is left alone; an unfinished one goes on from its newest verified
+checkpoint; a stage whose key has changed is set aside (renamed, never deleted) and done anew, and so are
+those after it, since a key contains its parent's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cupola.data.store import TokenStore
+
+from cupola import storage
+from cupola.checkpoint import folder as checkpoint
+from cupola.display import Display
+from cupola.errors import CupolaError, InputError
+from cupola.pipeline.folder import RunFolder, StageFolder
+from cupola.pipeline.prepare import Prepared
+from cupola.recipe.schema import Recipe, Stage
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of the plan.
+
+    Attributes:
+        number: its place in the recipe, from 1.
+        key: digest of its settings, sources, tokenizer, model, seed, precision and its parent's key.
+        parent: the folder of the stage before, or None.
+        action: leave it alone, resume it, or begin it.
+    """
+
+    number: int
+    name: str
+    stage: Stage
+    key: str
+    folder: StageFolder
+    parent: StageFolder | None
+    action: Literal["unchanged", "resume", "begin"]
+
+
+def stage_names_until(recipe: Recipe, until: str | None) -> list[str]:
+    """The stages to run.
+
+    Raises:
+        InputError: `until` names none of them.
+    """
+    names = list(recipe.stages)
+    if until is None:
+        return names
+    if until not in names:
+        raise InputError(f"--until {until}: no such stage; the recipe has {', '.join(names)}")
+    return names[: names.index(until) + 1]
+
+
+def plan_stages(
+    recipe: Recipe, prepared: Prepared, precision: str, folder: RunFolder, names: list[str], display: Display
+) -> list[PlannedStage]:
+    """Compare the recipe with what the run's folder holds; sets aside what no longer belongs."""
+    planned: list[PlannedStage] = []
+    parent_key, parent = "", None
+    for number, name in enumerate(names, start=1):
+        stage = recipe.stages[name]
+        key = _key(recipe, name, stage, prepared, precision, parent_key)
+        stage_folder = folder.stage(number, name)
+        action = _action(stage_folder, key, display)
+        if action == "begin" and stage_folder.facts():
+            aside = stage_folder.set_aside()
+            display.warn(
+                f"{name}: its settings, data or parent changed; the old stage is kept as {aside.name}"
+            )
+            folder.ledger.append("stage_set_aside", stage=name, folder=aside.name)
+        planned.append(PlannedStage(number, name, stage, key, stage_folder, parent, action))
+        parent_key, parent = key, stage_folder
+    return planned
+
+
+def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision: str, parent: str) -> str:
+    sources = sorted({source for weights in stage.data.values for source in weights})
+    return storage.digest(
+        {
+            "seed": recipe.seed,
+            "model": recipe.model.model_dump(mode="json"),
+            "vocabulary": prepared.vocabulary,
+            "precision": precision,
+            "tokenizer": prepared.tokenizer.fingerprint,
+            "name": name,
+            "stage": stage.model_dump(mode="json"),
+            "sources": {source: prepared.train_store(source).fingerprint for source in sources},
+            "parent": parent,
+        }
+    )
+
+
+def _action(folder: StageFolder, key: str, display: Display) -> Literal["unchanged", "resume", "begin"]:
+    facts = folder.facts()
+    if facts.get("key") != key:
+        return "begin"
+    if facts.get("status") == "done":
+        path = folder.checkpoints / facts["checkpoint"]
+        try:
+            storage.verify(path, contents=False)
+            return "unchanged"
+        except CupolaError as error:
+            display.warn(
+                f"{folder.name}: was finished, but its checkpoint is not whole ({error}); going back"
+            )
+    return "resume"
+
+
+def final_checkpoint(folder: StageFolder) -> Path:
+    """The checkpoint that a finished stage left.
+
+    Raises:
+        CupolaError: the stage is not finished, or the checkpoint is gone.
+    """
+    facts = folder.facts()
+    if facts.get("status") != "done":
+        raise CupolaError(f"stage {folder.name}: is not finished; run it first")
+    return folder.checkpoints / facts["checkpoint"]
+
+
+def store_sources(prepared: Prepared, stage: Stage) -> dict[str, TokenStore]:
+    """The training stores that a stage reads, by source."""
+    return {name: prepared.train_store(name) for name in sorted({s for w in stage.data.values for s in w})}
+
+
+def newest_checkpoint(folder: StageFolder, display: Display) -> Path | None:
+    """The newest checkpoint of a stage that verifies; says which were passed over."""
+    return checkpoint.newest_verified(folder.checkpoints, display.warn)

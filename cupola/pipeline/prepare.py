@@ -1,0 +1,79 @@
+"""From a recipe's corpora to token stores: gather, train the tokenizer, encode. All of it from the cache
+when nothing has changed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupola.corpus.encoding import encode_source
+from cupola.corpus.tokenizer import Tokenizer
+from cupola.corpus.tokenizer_training import train_for
+from cupola.data.store import TokenStore
+
+from cupola.corpus import gather
+from cupola.display import Display, count
+from cupola.errors import InputError
+from cupola.recipe.schema import Recipe
+
+VOCABULARY_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training reads.
+
+    Attributes:
+        gathered: source -> folder of clean text.
+        stores: source -> folder of its two token stores.
+        vocabulary: rows of embedding and head.
+        facts: for the run's record: what each source took, documents, bytes, tokens, fingerprint.
+    """
+
+    tokenizer: Tokenizer
+    vocabulary: int
+    gathered: dict[str, Path]
+    stores: dict[str, Path]
+    facts: dict[str, Any]
+
+    def train_store(self, source: str) -> TokenStore:
+        """The store that training reads."""
+        return TokenStore(self.stores[source] / "train")
+
+
+def sources_of(recipe: Recipe) -> list[str]:
+    """The corpora that some stage reads, in the order of the recipe."""
+    used = {name for stage in recipe.stages.values() for weights in stage.data.values for name in weights}
+    return [name for name in recipe.corpora if name in used]
+
+
+def vocabulary_of(recipe: Recipe, tokenizer_size: int) -> int:
+    """Rows of embedding and head: the recipe's, or the tokenizer's rounded up to a multiple of 64.
+
+    Raises:
+        InputError: the recipe's is smaller than the tokenizer's.
+    """
+    if recipe.model.vocabulary is None:
+        return -(-tokenizer_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    if recipe.model.vocabulary < tokenizer_size:
+        raise InputError(
+            f"model.vocabulary: {recipe.model.vocabulary} is less than the tokenizer's {tokenizer_size};"
+            " leave it out, or lower tokenizer.vocabulary"
+        )
+    return recipe.model.vocabulary
+
+
+def prepare(recipe: Recipe, display: Display) -> Prepared:
+    """Gather, tokenize and store every source that a stage reads."""
+    sources = sources_of(recipe)
+    train_on = recipe.tokenizer.train_on or next(iter(recipe.stages.values())).data.values[0]
+    wanted = [*sources, *(name for name in train_on if name not in sources)]
+    gathered = {name: gather(name, recipe.corpora[name], display) for name in wanted}
+    texts = {name: item.path for name, item in gathered.items()}
+    tokenizer = train_for(recipe.tokenizer, texts, train_on, display)
+    stores = {name: encode_source(texts[name], tokenizer, display) for name in sources}
+    facts = {}
+    for name in sources:
+        store = TokenStore(stores[name] / "train")
+        facts[name] = {**gathered[name].facts, "tokens": store.length, "fingerprint": store.fingerprint}
+        display.say(f"{name}: {count(store.length)} tokens, {store.bytes / store.length:.2f} bytes a token")
+    return Prepared(tokenizer, vocabulary_of(recipe, tokenizer.size), texts, stores, facts)

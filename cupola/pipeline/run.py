@@ -1,0 +1,173 @@
+"""`cupola run`: the stages of a recipe in order, each done once.
+
+Idempotent like make: what has not changed is not done again, what was interrupted goes on from its newest
+verified checkpoint, and everything that happens is an event in the ledger. Stopping loses nothing: the step
+under way is finished and saved.
+"""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cupola.corpus.tokenizer import Tokenizer
+from cupola.pipeline.decisions import Decisions, decide
+from cupola.pipeline.preflight import preflight
+from cupola.pipeline.stage import run_stage
+
+from cupola import storage
+from cupola.display import Display, count, duration
+from cupola.errors import CupolaError, Interrupted
+from cupola.paths import runs_root
+from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
+from cupola.pipeline.prepare import Prepared, prepare
+from cupola.recipe.schema import Recipe
+from cupola.report import write_report
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What became of one stage; `final_loss` is the mean training loss of the stage's last 5%."""
+
+    name: str
+    status: Literal["done", "unchanged", "stopped", "failed"]
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    final_loss: float | None = None
+    heldout_bits_per_byte: float | None = None
+
+
+@dataclass
+class RunReport:
+    """What became of a run; `error` is what ended it early."""
+
+    run: str
+    stages: list[StageReport] = field(default_factory=list)
+    error: CupolaError | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `cupola run --json` prints."""
+        return {"run": self.run, "stages": [asdict(stage) for stage in self.stages]}
+
+
+def run(
+    recipe: Recipe, out: Path | None, until: str | None, display: Display, check_first: bool = True
+) -> RunReport:
+    """Do what is left to do of a recipe.
+
+    Args:
+        out: the run's folder; by default `runs/<name>`.
+        until: the last stage to run.
+        check_first: dry-run every stage before the first start of this recipe.
+
+    Raises:
+        InputError: the recipe, a source or the folder is not usable; nothing was trained.
+    """
+    names = stage_names_until(recipe, until)
+    folder = RunFolder(out or runs_root() / recipe.name)
+    report = RunReport(str(folder.path))
+    with folder.lock():
+        begun = time.monotonic()
+        display.say(f"run {recipe.name} in {folder.path}")
+        prepared = prepare(recipe, display)
+        folder.record_recipe(recipe)
+        _keep_tokenizer(folder, prepared.tokenizer)
+        decisions = decide(recipe, prepared.vocabulary, folder.facts().get("decisions"), display)
+        folder.record(decisions=decisions.as_json(), sources=prepared.facts, vocabulary=prepared.vocabulary)
+        planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
+        if check_first and any(stage.action == "begin" for stage in planned):
+            _check_once(folder, recipe, prepared, decisions, planned, display)
+        _run_stages(folder, recipe, prepared, decisions, planned, report, display)
+        if any(stage.status != "unchanged" for stage in report.stages):
+            write_report(folder.path)
+        if report.error is None:
+            _say_what_next(folder, report, time.monotonic() - begun, display)
+    return report
+
+
+def _run_stages(
+    folder: RunFolder,
+    recipe: Recipe,
+    prepared: Prepared,
+    decisions: Decisions,
+    planned: list[PlannedStage],
+    report: RunReport,
+    display: Display,
+) -> None:
+    for stage in planned:
+        if stage.action == "unchanged":
+            report.stages.append(_stage_report(stage, "unchanged"))
+            display.say(f"stage {stage.name}: done before, unchanged")
+            continue
+        try:
+            run_stage(folder, recipe, prepared, decisions, stage, display)
+        except CupolaError as error:
+            stopped = isinstance(error, Interrupted)
+            folder.ledger.append(
+                "stage_stopped" if stopped else "stage_failed", stage=stage.name, why=str(error)
+            )
+            report.stages.append(_stage_report(stage, "stopped" if stopped else "failed"))
+            report.error = error
+            return
+        report.stages.append(_stage_report(stage, "done"))
+
+
+def _stage_report(
+    stage: PlannedStage, status: Literal["done", "unchanged", "stopped", "failed"]
+) -> StageReport:
+    facts = stage.folder.facts()
+    return StageReport(
+        stage.name,
+        status,
+        tokens=facts.get("tokens", 0),
+        steps=facts.get("steps", 0),
+        seconds=facts.get("seconds", 0.0),
+        final_loss=facts.get("final_loss"),
+        heldout_bits_per_byte=facts.get("heldout_bits_per_byte"),
+    )
+
+
+def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
+    """Keep the tokenizer in the run's folder; a different one there belongs to an older recipe."""
+    if folder.tokenizer.is_dir():
+        if Tokenizer.load(folder.tokenizer).fingerprint == tokenizer.fingerprint:
+            return
+        shutil.rmtree(folder.tokenizer)
+    with storage.new_folder(folder.tokenizer, {"fingerprint": tokenizer.fingerprint}) as aside:
+        tokenizer.save(aside)
+
+
+def _check_once(
+    folder: RunFolder,
+    recipe: Recipe,
+    prepared: Prepared,
+    decisions: Decisions,
+    planned: list[PlannedStage],
+    display: Display,
+) -> None:
+    """Dry-run the recipe before its first start; the ledger remembers what has been checked."""
+    key = storage.digest([stage.key for stage in planned])
+    if folder.facts().get("checked") == key:
+        return
+    result = preflight(recipe, prepared, decisions, display)
+    for stage in result.stages:
+        display.say(
+            f"check {stage.name}: first loss {stage.first_loss:.3f} (expected {stage.expected_loss:.3f}),"
+            f" peak memory {count(stage.peak_bytes)}B, about {duration(stage.seconds)}"
+        )
+    folder.ledger.append("checked", **result.as_json())
+    folder.record(checked=key, check=result.as_json())
+
+
+def _say_what_next(folder: RunFolder, report: RunReport, seconds: float, display: Display) -> None:
+    if all(stage.status == "unchanged" for stage in report.stages):
+        display.say(f"nothing to do: every stage of {folder.path} is done and unchanged")
+    else:
+        display.say(f"done in {duration(seconds)}: {folder.path / 'report.html'}")
+    display.say("next:")
+    display.say(f'  cupola generate {folder.path} --prompt "The "       let it speak')
+    display.say(f"  cupola eval {folder.path} --text FILE          bits per byte of your own text")
+    display.say(f"  tensorboard --logdir {folder.tensorboard}   every curve")
