@@ -1,0 +1,14 @@
+"""How good a model is: bits per byte of held-out text, beside what an ordinary compressor makes of it."""
+
+from cupola.evaluate.bits import BitsPerByte, bits_per_byte
+from cupola.evaluate.compressors import xz_bits
+from cupola.evaluate.heldout import choose_texts, combined, heldout_bits
+
+__all__ = [
+    "BitsPerByte",
+    "bits_per_byte",
+    "choose_texts",
+    "combined",
+    "heldout_bits",
+    "xz_bits",
+]
