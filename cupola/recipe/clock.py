@@ -1,17 +1,21 @@
 """A stage's clock: every schedule as a pure function of the position, in tokens.
 
 Three questions have their answer here and nowhere else: how long is the row that begins at a position,
-where does the batch that begins there end, and what is the learning rate of that step. Nothing is
-counted, so nothing has to be restored on resume.
+where does the n-th batch end, and what is the learning rate of a step. Each is closed form (nothing is
+counted, so nothing has to be restored on resume) and costs microseconds at any position.
 
-Row lengths change only at the end of a *window* of `SPANS_PER_WINDOW` spans (a span is the stage's
-longest row), so that the order of the tokens does not depend on when the length grows. A batch is whole
-rows; its end is the row boundary nearest to the ideal one, so what rounding leaves is carried on to the
-next batch.
+Row lengths change only between *windows* of `SPANS_PER_WINDOW` spans (a span is the stage's longest row),
+so that the order of the tokens does not depend on when the length changes; a window takes the shortest
+length asked for anywhere in it. A batch size changes only after a whole batch, and never later than asked
+when it grows. So a batch is never smaller than asked where it begins, save the last and what rounding to
+whole rows takes or gives, which the next batches make up: over any stretch of one size the total is exact
+to a row.
 """
 
+import bisect
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from cupola.errors import InputError
 from cupola.recipe.quantity import Quantity
@@ -20,12 +24,23 @@ from cupola.recipe.schema import LearningRate, Stage
 SPANS_PER_WINDOW = 16
 
 
+class Phase(NamedTuple):
+    """A stretch of one batch size: its first step, where that step ideally begins, tokens of a batch."""
+
+    step: int
+    start: int
+    size: int
+
+
 class Clock:
     """The schedules of one stage.
 
     Args:
-        stage: with `sequence_length`, `batch_tokens` and `tokens` resolved (none of them None).
+        stage: as `cupola.recipe.loading.load` resolves it.
         epoch_tokens: tokens in one epoch of the mixture; needed only if the horizon is in epochs.
+
+    Raises:
+        InputError: the horizon or the warm-up doesn't make sense, or a batch is less than a row.
     """
 
     def __init__(self, stage: Stage, epoch_tokens: int | None = None) -> None:
@@ -34,120 +49,77 @@ class Clock:
         self.stage = stage
         self.span = max(stage.sequence_length.values)
         self.window = self.span * SPANS_PER_WINDOW
-        self.total = self._horizon(stage.tokens, epoch_tokens)
-        self._lengths = self._window_lengths()
-        self._batches = stage.batch_tokens.starts(self.total)
+        steps = int(stage.tokens.amount) if stage.tokens.unit == "steps" else None
+        estimate = (
+            _tokens_of_steps(stage) if steps is not None else _tokens_of_horizon(stage.tokens, epoch_tokens)
+        )
+        self._lengths = stage.sequence_length.starts(estimate)
+        sizes = stage.batch_tokens.starts(estimate)
+        _check_batches(sizes, self._lengths, estimate)
+        self._phases = _whole_batches(sizes, estimate)
+        last = self._phases[-1]
+        self.total = estimate if steps is None else last.start + (steps - last.step) * last.size
+        """The tokens asked for; `end` is this on the grid of rows."""
+        self.end = max(self._nearest_row(self.total), self.sequence_length(0))
+        """Where the last batch ends."""
+        self.step_count = last.step + -(-(self.total - last.start) // last.size)
+        """Number of batches."""
+        if self.step_count > 1 and self.boundary(self.step_count - 1) == self.end:
+            self.step_count -= 1  # what is left after the last whole batch is less than half a row
         self.warmup = self.tokens_of(stage.learning_rate.warmup)
-
-    def _horizon(self, horizon: Quantity, epoch_tokens: int | None) -> int:
-        if horizon.unit == "tokens":
-            total = int(horizon.amount)
-        elif horizon.unit == "epochs":
-            if epoch_tokens is None:
-                raise InputError("a horizon in epochs needs the size of the corpus")
-            total = round(horizon.amount * epoch_tokens)
-        else:
-            total = self._horizon_of_steps(int(horizon.amount))
-        if total < 1:
-            raise InputError("the stage's horizon is empty")
-        return total
-
-    def _horizon_of_steps(self, steps: int) -> int:
-        """Tokens after `steps` batches. Positions in percent make this a fixed point: the share of the steps
-        equals the share of the tokens only roughly, so each phase gets its share of the steps."""
-        assert self.stage.batch_tokens is not None
-        phases = self.stage.batch_tokens.steps
-        if any(start.unit != "%" for start, _ in phases[1:]):
-            raise InputError("a horizon in steps goes with batch_tokens at percentages, not at tokens")
-        mean = 0.0
-        ends = [start.amount / 100 for start, _ in phases[1:]] + [1.0]
-        begin = 0.0
-        for (_, size), end in zip(phases, ends, strict=True):
-            mean += (end - begin) / size
-            begin = end
-        return round(steps / mean)
-
-    def _window_lengths(self) -> list[tuple[int, int]]:
-        """(window index, row length) of every change, on the grid of windows."""
-        assert self.stage.sequence_length is not None
-        changes: dict[int, int] = {}
-        for start, length in self.stage.sequence_length.starts(self.total):
-            changes[math.ceil(start / self.window)] = length
-        return sorted(changes.items())
+        if self.warmup > max(self.total, self.end):
+            raise InputError(f"a warm-up of {self.warmup:,} tokens is longer than the stage ({self.total:,})")
 
     def sequence_length(self, position: int) -> int:
-        """Length of the row that begins at a position (or contains it)."""
-        window = position // self.window
-        current = self._lengths[0][1]
-        for start, length in self._lengths[1:]:
-            if start > window:
-                break
-            current = length
-        return current
+        """Length of the row that begins at a position, or contains it."""
+        begin = position // self.window * self.window
+        first = bisect.bisect_right(self._lengths, begin, key=lambda change: change[0]) - 1
+        last = bisect.bisect_left(self._lengths, begin + self.window, key=lambda change: change[0])
+        return min(length for _, length in self._lengths[first:last])
 
-    def _nearest_row(self, position: float) -> int:
-        """The row boundary nearest to a position."""
-        length = self.sequence_length(int(position))
-        base = int(position) // self.window * self.window
-        return base + math.floor((position - base) / length + 0.5) * length
+    def _nearest_row(self, position: int) -> int:
+        """The boundary between rows that is nearest to a position; of two, the later one."""
+        length = self.sequence_length(position)
+        base = position // self.window * self.window
+        return base + (2 * (position - base) + length) // (2 * length) * length
 
-    @property
-    def end(self) -> int:
-        """Where the stage's last row ends: `total` on the grid of rows, at least one row."""
-        return max(self._nearest_row(self.total), self.sequence_length(0))
+    def boundary(self, step: int) -> int:
+        """Where the first `step` batches end."""
+        if step >= self.step_count:
+            return self.end
+        phase = self._phases[bisect.bisect_right(self._phases, step, key=lambda phase: phase.step) - 1]
+        return self._nearest_row(phase.start + (step - phase.step) * phase.size)
+
+    def step_at(self, position: int) -> int:
+        """How many batches are whole at a position; the inverse of `boundary`."""
+        return bisect.bisect_right(range(1, self.step_count + 1), position, key=self.boundary)
 
     def next_boundary(self, position: int) -> int:
-        """Where the batch that begins at a row boundary ends."""
-        phase = 0
-        for index, (start, _) in enumerate(self._batches):
-            if self._nearest_row(start) <= position:
-                phase = index
-        start, size = self._batches[phase]
-        limit = self._batches[phase + 1][0] if phase + 1 < len(self._batches) else self.total
-        number = max(1, (position - start) // size)
-        while (boundary := self._nearest_row(min(start + number * size, limit))) <= position:
-            if start + number * size >= limit:
-                # The phase has no whole row left: go on to the end of the stage's grid.
-                return max(self.end, position + self.sequence_length(position))
-            number += 1
-        return min(boundary, self.end) if position < self.end else boundary
+        """Where the batch ends that begins at a position, or contains it."""
+        return self.boundary(self.step_at(position) + 1)
 
     def steps(self, position: int = 0) -> Iterator[tuple[int, int]]:
         """(start, end) of every batch from a position to the end of the stage."""
-        while position < self.end:
-            boundary = self.next_boundary(position)
-            yield position, boundary
-            position = boundary
+        for step in range(self.step_at(position) + 1, self.step_count + 1):
+            end = self.boundary(step)
+            yield position, end
+            position = end
 
     def tokens_of(self, quantity: Quantity) -> int:
         """A quantity on this clock, in tokens: a percentage of the stage, tokens, or a number of steps."""
-        if quantity.unit == "%":
-            return round(self.total * quantity.amount / 100)
-        if quantity.unit != "steps":
-            return int(quantity.amount)
-        position = 0
-        for number, (_, boundary) in enumerate(self.steps()):
-            if number >= quantity.amount:
-                break
-            position = boundary
-        return position
+        if quantity.unit == "steps":
+            return self.boundary(int(quantity.amount))
+        return round(self.total * quantity.amount / 100) if quantity.unit == "%" else int(quantity.amount)
 
     def due(self, interval: Quantity, start: int, end: int) -> bool:
-        """Does the step from `start` to `end` reach a multiple of the interval?"""
+        """Does the batch from `start` to `end` reach a multiple of the interval?"""
         if interval.unit == "steps":
-            step = sum(1 for _ in self._steps_until(end))
-            return interval.amount >= 1 and step % int(interval.amount) == 0
+            return self.step_at(end) % int(interval.amount) == 0
         tokens = max(1, self.tokens_of(interval))
         return end // tokens > start // tokens
 
-    def _steps_until(self, end: int) -> Iterator[tuple[int, int]]:
-        for start, boundary in self.steps():
-            if boundary > end:
-                return
-            yield start, boundary
-
     def learning_rate(self, start: int, end: int) -> float:
-        """The learning rate of the step from `start` to `end`: the schedule at the step's middle."""
+        """The learning rate of the step from `start` to `end`: the schedule at its middle, so never 0."""
         return learning_rate(self.stage.learning_rate, (start + end) / 2, self.warmup, self.end)
 
 
@@ -155,8 +127,69 @@ def learning_rate(settings: LearningRate, position: float, warmup: int, total: i
     """Linear warm-up to the peak, then cosine (Loshchilov and Hutter 2017) or linear decay, or a constant."""
     if position < warmup:
         return settings.peak * position / warmup
-    if settings.decay == "constant" or total <= warmup:
+    if settings.decay == "constant":
         return settings.peak
-    share = min(1.0, (position - warmup) / (total - warmup))
-    fall = (1 + math.cos(math.pi * share)) / 2 if settings.decay == "cosine" else 1 - share
-    return settings.peak * (settings.final + (1 - settings.final) * fall)
+    left = (total - position) / (total - warmup)
+    # (1 + cos(pi (1 - left))) / 2, without the difference of nearly equal numbers at the end
+    height = math.sin(math.pi / 2 * left) ** 2 if settings.decay == "cosine" else left
+    return settings.peak * (settings.final + (1 - settings.final) * height)
+
+
+def _tokens_of_horizon(horizon: Quantity, epoch_tokens: int | None) -> int:
+    if horizon.unit != "epochs":
+        return int(horizon.amount)
+    if epoch_tokens is None:
+        raise InputError("a horizon in epochs needs the size of the corpus")
+    return max(1, round(horizon.amount * epoch_tokens))
+
+
+def _tokens_of_steps(stage: Stage) -> int:
+    """About how many tokens a horizon in steps is: each batch size holds for its share of the tokens.
+
+    Only the positions of changes rest on this; the number of steps is exact.
+    """
+    assert stage.batch_tokens is not None
+    assert stage.sequence_length is not None
+    assert stage.tokens is not None
+    for name, schedule in (("batch_tokens", stage.batch_tokens), ("sequence_length", stage.sequence_length)):
+        if any(start.unit != "%" for start, _ in schedule.steps if start.amount):
+            raise InputError(f"{name}: with a horizon in steps, positions are percentages, such as 40%")
+    phases = stage.batch_tokens.steps
+    ends = [start.amount / 100 for start, _ in phases[1:]] + [1.0]
+    steps_per_token = 0.0
+    begin = 0.0
+    for (_, size), end in zip(phases, ends, strict=True):
+        steps_per_token += (end - begin) / size
+        begin = end
+    return round(stage.tokens.amount / steps_per_token)
+
+
+def _check_batches(sizes: list[tuple[int, int]], lengths: list[tuple[int, int]], total: int) -> None:
+    """A batch is at least one row, wherever it begins."""
+    for position in sorted({start for start, _ in sizes + lengths if start < total}):
+        size = next(value for start, value in reversed(sizes) if start <= position)
+        length = next(value for start, value in reversed(lengths) if start <= position)
+        if size < length:
+            raise InputError(
+                f"batch_tokens {size} at {position / total:.0%} is less than one row of {length} tokens; "
+                f"let batch_tokens be at least {length} from there, or sequence_length at most {size}"
+            )
+
+
+def _whole_batches(sizes: list[tuple[int, int]], total: int) -> list[Phase]:
+    """The stretches of one batch size, each but the last a whole number of batches.
+
+    A larger size begins with the batch in which its position falls, a smaller one with the batch after, so
+    that no batch is smaller than what is asked for where it begins.
+    """
+    step, start, size = 0, 0, sizes[0][1]
+    phases = []
+    for asked, next_size in sizes[1:]:
+        distance = max(0, asked - start)
+        batches = distance // size if next_size > size else -(-distance // size)
+        if start + batches * size >= total:
+            break
+        if batches:
+            phases.append(Phase(step, start, size))
+        step, start, size = step + batches, start + batches * size, next_size
+    return [*phases, Phase(step, start, size)]

@@ -4,9 +4,11 @@ A field says which units make sense for it and which one a bare number has. A pe
 stage's horizon.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -39,7 +41,6 @@ class Quantity:
                 f'an amount such as "20M tokens", "1000 steps" or "5%" is expected, not {value!r}'
             )
         if isinstance(value, int | float):
-            match = None
             amount, unit = value, ""
         else:
             match = PATTERN.match(value)
@@ -48,19 +49,16 @@ class Quantity:
                     f'{value!r} is not an amount; write a number and a unit, such as "20M tokens" or "5%"'
                 )
             suffix = {"K": "k", "G": "B"}.get(match[2], match[2])
-            amount = float(match[1].replace("_", "")) * SUFFIXES[suffix]
+            amount = Decimal(match[1].replace("_", "")) * SUFFIXES[suffix]  # exact: 1.005M is whole
             unit = SINGULAR.get(match[3] or "", match[3] or "")
         if unit not in ("", *UNITS):
             raise ValueError(f"unknown unit {unit!r}; units are {', '.join(UNITS)}")
         if not 0 <= amount < float("inf"):
             raise ValueError(f"an amount must be finite and not negative, not {value!r}")
-        return cls(int(amount) if float(amount).is_integer() else float(amount), unit)
+        return cls(int(amount) if amount == int(amount) else float(amount), unit)
 
     def __str__(self) -> str:
-        text = f"{self.amount:g}" if isinstance(self.amount, float) else str(self.amount)
-        if self.unit == "%":
-            return f"{text}%"
-        return f"{text} {self.unit}".rstrip()
+        return f"{self.amount}%" if self.unit == "%" else f"{self.amount} {self.unit}".rstrip()
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -111,7 +109,7 @@ class Piecewise(Generic[Value]):
         starts = [start.amount for start, _ in steps]
         if not starts or starts[0] != 0:
             raise ValueError("the first position must be 0")
-        if any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(starts)):
             raise ValueError("positions must increase")
         if units == {"%"} and starts[-1] >= 100:
             raise ValueError("a position must be below 100%")

@@ -1,0 +1,269 @@
+"""The clock's promises, as properties of random stages, and its learning rate against other code."""
+
+import bisect
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cupola.errors import InputError
+from cupola.recipe.clock import SPANS_PER_WINDOW, Clock
+from cupola.recipe.quantity import Quantity
+from cupola.recipe.schema import Stage
+
+
+def stage(tokens="100k tokens", sequence_length=16, batch_tokens=64, learning_rate=1e-3, **more):
+    return Stage(
+        data="text",
+        tokens=tokens,
+        sequence_length=sequence_length,
+        batch_tokens=batch_tokens,
+        learning_rate=learning_rate,
+        **more,
+    )
+
+
+def at_positions(draw, values):
+    """The values at 0% and at random increasing percentages."""
+    starts = draw(
+        st.lists(st.integers(1, 999), min_size=len(values) - 1, max_size=len(values) - 1, unique=True)
+    )
+    return {f"{start / 10}%": value for start, value in zip([0, *sorted(starts)], values, strict=True)}
+
+
+TOKENS = st.integers(1, 20_000)
+
+
+@st.composite
+def clocks(draw, horizon=TOKENS):
+    """Clocks with rows of 8 to 64 tokens and batches of 64 to 1000, up and down at random positions."""
+    lengths = draw(st.lists(st.sampled_from([8, 16, 32, 64]), min_size=1, max_size=4))
+    sizes = draw(st.lists(st.integers(64, 1000), min_size=1, max_size=4))
+    return Clock(
+        stage(
+            tokens=draw(horizon),
+            sequence_length=at_positions(draw, lengths),
+            batch_tokens=at_positions(draw, sizes),
+        )
+    )
+
+
+@given(clocks())
+def test_batches_tile_the_stage_on_the_grid_of_rows(clock):
+    position = 0
+    for start, end in clock.steps():
+        assert start == position < end
+        window = end // clock.window * clock.window
+        assert (end - window) % clock.sequence_length(end) == 0
+        position = end
+    assert position == clock.end
+    assert abs(clock.end - clock.total) <= max(clock.sequence_length(clock.end), clock.sequence_length(0))
+
+
+@given(clocks(), st.data())
+def test_a_restart_anywhere_gives_the_same_tail(clock, data):
+    steps = list(clock.steps())
+    assert len(steps) == clock.step_count
+    done = data.draw(st.integers(0, len(steps)))
+    position = clock.boundary(done)
+    assert list(clock.steps(position)) == steps[done:]
+    if done < len(steps):
+        start, end = steps[done]
+        assert (position, clock.next_boundary(start)) == (start, end)
+        inside = data.draw(st.integers(start, end - 1))
+        assert (clock.step_at(inside), clock.next_boundary(inside)) == (done, end)
+
+
+@given(clocks())
+def test_no_batch_is_much_smaller_or_larger_than_asked(clock):
+    asked = clock.stage.batch_tokens
+    largest = max(asked.values)
+    for start, end in list(clock.steps())[:-1]:
+        row = max(clock.sequence_length(start), clock.sequence_length(end))
+        assert end - start > asked.at(start, clock.total) - row
+        assert end - start < largest + row
+
+
+def walk(stage, total):
+    """The ideal ends of the batches, one after another: the rule as a loop."""
+    sizes = stage.batch_tokens.starts(total)
+    position, phase = 0, 0
+    while position < total:
+        while phase + 1 < len(sizes):
+            asked, next_size = sizes[phase + 1]
+            grows = next_size > sizes[phase][1]
+            if asked >= position + sizes[phase][1] if grows else asked > position:
+                break
+            phase += 1
+        position = min(total, position + sizes[phase][1])
+        yield position
+
+
+@given(clocks())
+def test_boundaries_are_the_rows_nearest_to_those_of_a_plain_loop(clock):
+    rows = [0]
+    while rows[-1] < clock.total + clock.span:
+        rows.append(rows[-1] + clock.sequence_length(rows[-1]))
+    nearest = []
+    for ideal in walk(clock.stage, clock.total):
+        after = bisect.bisect_right(rows, ideal)
+        later_wins = 2 * ideal >= rows[after - 1] + rows[after]
+        nearest.append(rows[after] if later_wins else rows[after - 1])
+    nearest[-1] = max(nearest[-1], rows[1])
+    if nearest[-2:-1] == nearest[-1:]:
+        nearest.pop()
+    assert [end for _, end in clock.steps()] == nearest
+
+
+@given(
+    st.sampled_from([8, 16, 64]),
+    st.integers(64, 1000),
+    st.integers(1000, 100_000),
+)
+def test_with_one_size_every_prefix_is_exact_to_a_row(row, size, total):
+    clock = Clock(stage(tokens=total, sequence_length=row, batch_tokens=size))
+    for number, (_, end) in enumerate(itertools.islice(clock.steps(), clock.step_count - 1), 1):
+        assert abs(end - number * size) <= row / 2
+
+
+@given(clocks(horizon=st.integers(1, 300).map("{} steps".format)))
+def test_a_horizon_in_steps_is_exact(clock):
+    steps = list(clock.steps())
+    assert len(steps) == clock.stage.tokens.amount
+    start, end = steps[-1]
+    assert end - start > min(clock.stage.batch_tokens.values) - clock.span  # a whole batch as well
+
+
+@given(clocks(), st.integers(1, 5000))
+def test_an_interval_in_tokens_is_due_once_for_each_multiple(clock, interval):
+    quantity = Quantity(interval, "tokens")
+    reached = 0
+    for start, end in clock.steps():
+        multiples = [m for m in range(interval, end + 1, interval) if m > start]
+        assert clock.due(quantity, start, end) == bool(multiples)
+        reached += len(multiples)
+    assert reached == clock.end // interval
+
+
+@given(clocks(), st.integers(1, 30))
+def test_an_interval_in_steps_is_due_at_its_multiples(clock, interval):
+    due = [clock.due(Quantity(interval, "steps"), start, end) for start, end in clock.steps()]
+    assert due == [step % interval == 0 for step in range(1, clock.step_count + 1)]
+
+
+@pytest.mark.parametrize(("every", "times"), [("10%", 10), ("25%", 4), ("100%", 1)])
+def test_an_interval_in_percent(every, times):
+    clock = Clock(stage(tokens=64 * 1000))
+    due = [end for start, end in clock.steps() if clock.due(Quantity.parse(every), start, end)]
+    assert len(due) == times
+    assert due[-1] == clock.end
+
+
+@given(clocks())
+def test_length_changes_between_windows_and_is_never_longer_than_asked(clock):
+    asked = clock.stage.sequence_length
+    for begin in range(0, clock.end, clock.window):
+        in_window = {clock.sequence_length(p) for p in (begin, begin + 1, begin + clock.window - 1)}
+        assert len(in_window) == 1
+        wanted = {asked.at(position, clock.total) for position in range(begin, begin + clock.window)}
+        assert in_window == {min(wanted)}
+    assert clock.window == SPANS_PER_WINDOW * max(asked.values)
+
+
+@given(
+    clocks(),
+    st.sampled_from(["cosine", "linear", "constant"]),
+    st.sampled_from(["0%", "10%", "100%", "3 steps"]),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_learning_rate_is_never_0_nor_above_the_peak(clock, decay, warmup, final):
+    settings = {"peak": 1e-3, "warmup": warmup, "decay": decay, "final": final}
+    clock = Clock(
+        clock.stage.model_copy(update={"learning_rate": stage(learning_rate=settings).learning_rate})
+    )
+    rates = [clock.learning_rate(start, end) for start, end in clock.steps()]
+    assert all(0 < rate <= 1e-3 * (1 + 1e-12) for rate in rates)
+    if warmup == "0%":
+        assert rates == sorted(rates, reverse=True)
+
+
+def test_learning_rate_stays_above_0_at_the_end_of_a_very_long_run():
+    clock = Clock(stage(tokens="100T tokens", sequence_length=1024, batch_tokens=4096))
+    assert clock.learning_rate(clock.end - 4096, clock.end) > 0
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("decay", "name"), [("cosine", "cosine"), ("linear", "linear")])
+def test_learning_rate_equals_transformers(decay, name):
+    """Their step k is our position: the middles of our steps are the odd ones of twice as many steps."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    steps, warmup = 200, 15
+    clock = Clock(
+        stage(
+            tokens=f"{64 * steps} tokens",
+            learning_rate={"peak": 3e-3, "warmup": f"{warmup} steps", "decay": decay},
+        )
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
+    make = getattr(transformers, f"get_{name}_schedule_with_warmup")
+    schedule = make(optimizer, 2 * warmup, 2 * steps)
+    theirs = []
+    for _ in range(2 * steps):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    ours = [clock.learning_rate(start, end) for start, end in clock.steps()]
+    assert ours == pytest.approx(theirs[1::2], rel=1e-9)
+
+
+def test_final_is_a_share_of_the_peak():
+    clock = Clock(stage(learning_rate={"peak": 1.0, "final": 0.1}))
+    *_, (start, end) = clock.steps()
+    assert clock.learning_rate(start, end) == pytest.approx(0.1, rel=1e-4)
+    assert clock.learning_rate(start, end) > 0.1
+
+
+def test_a_horizon_in_epochs_needs_the_size_of_the_corpus():
+    two = stage(tokens="2 epochs")
+    assert Clock(two, epoch_tokens=50_000).end == 100_000
+    with pytest.raises(InputError, match="size of the corpus"):
+        Clock(two)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_tokens": 8}, "batch_tokens 8 at 0% is less than one row of 16 tokens"),
+        (
+            {"batch_tokens": 20, "sequence_length": {"0%": 16, "40%": 32}},
+            "batch_tokens 20 at 40% is less than one row of 32 tokens; let batch_tokens be at least 32",
+        ),
+        (
+            {"tokens": "100 steps", "batch_tokens": {0: 64, 5000: 128}},
+            "batch_tokens: with a horizon in steps, positions are percentages",
+        ),
+        ({"learning_rate": {"peak": 1, "warmup": "1M tokens"}}, "longer than the stage"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Clock(stage(**settings))
+
+
+def test_a_large_ramp_by_hand():
+    """3.3 batches of 100 up to 1/3: the larger size begins with the batch in which its position falls."""
+    clock = Clock(stage(tokens=1000, sequence_length=10, batch_tokens={"0%": 100, "33%": 200}))
+    assert [end for _, end in clock.steps()] == [100, 200, 300, 500, 700, 900, 1000]
+    falling = Clock(stage(tokens=1000, sequence_length=10, batch_tokens={"0%": 200, "33%": 100}))
+    assert [end for _, end in falling.steps()] == [200, 400, 500, 600, 700, 800, 900, 1000]
+
+
+def test_questions_cost_the_same_at_the_end_of_a_long_stage():
+    """A trillion tokens in a billion steps: closed form, or this test never ends."""
+    clock = Clock(stage(tokens="1T tokens", sequence_length=512, batch_tokens={"0%": 1024, "10%": 2048}))
+    assert math.isclose(clock.step_count, 1e11 / 1024 + 9e11 / 2048, rel_tol=1e-6)
+    assert clock.next_boundary(clock.boundary(clock.step_count - 1)) == clock.end
+    assert clock.due(Quantity(1, "steps"), clock.end - 2048, clock.end)
