@@ -1,0 +1,349 @@
+"""The order of a stage's tokens: a pure function of (seed, stage, position).
+
+A *position* is the number of the stage's tokens consumed so far. A *span* is as long as the stage's longest
+row; a *window* is `SPANS_PER_WINDOW` spans. The g-th span of the stage is the k-th *entry* of some source
+(`cupola.data.mixture`). A source of n whole spans gives, in its e-th epoch (e = k div n), the span
+permutation(seed, stage, source, e)(k mod n) (`cupola.data.permutation`), cut from the source's tokens taken
+as a ring whose beginning, origin(seed, stage, source, e), moves from epoch to epoch. Inside a window, rows
+are taken column by column: row r is column r div SPANS_PER_WINDOW of span r mod SPANS_PER_WINDOW.
+
+Guarantees: the same arguments give the same rows on every machine. Batch size, number of workers,
+microbatch and learning rate are no arguments at all; row lengths change how a window is cut into rows,
+never which tokens it holds. An epoch reads n spans, none twice; what it leaves, less than a span, is
+elsewhere in the next epoch. Row and targets need one token more than the row: the ring always has it.
+Costs: nothing is stored or read; a few microseconds a span, in arrays.
+Trade-off: a row may begin and end in mid-document, as everywhere in pre-training; in return every token
+counts once and none is padding.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from cupola.data import permutation
+from cupola.data.mixture import PARTS, Mixture, quantise
+from cupola.errors import InputError
+from cupola.recipe.clock import SPANS_PER_WINDOW, Clock
+from cupola.recipe.quantity import Piecewise, Quantity
+from cupola.storage import digest
+
+VERSION = 1
+"""Of the arithmetic in this package: raised whenever a change gives any other row than before."""
+
+_FIELDS = ["source", "entry", "epoch", "span", "offset"]
+
+SPAN = np.dtype([(name, np.int64) for name in _FIELDS])
+"""A span: index of its source in `Order.names`, k, e, number in the epoch's cut, and where it begins."""
+
+ROW = np.dtype([(name, np.int64) for name in [*_FIELDS, "column", "length"]])
+"""A row: of which span and column, its length in tokens; `offset` is where the row itself begins in the
+source's tokens. It reads length + 1 tokens, on from the source's end to its beginning if need be."""
+
+
+class Store(Protocol):
+    """What the order and the loader need of a token store, such as `cupola.data.store.TokenStore`."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Every document's tokens and then the delimiter, end to end: (length,), integers."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the tokens do."""
+
+    @property
+    def delimiter(self) -> int:
+        """The token between documents."""
+
+
+class Order:
+    """The order of one stage.
+
+    Args:
+        seed: the recipe's.
+        stage: the stage's name.
+        sources: tokens of each source; those that the mixture does not name play no part.
+        clock: the stage's, for its span and the lengths of its rows.
+        mixture: weights by source, at positions; a position counts from the next window on.
+        fingerprints: of each source's store, so that `fingerprint` covers the contents as well.
+
+    Raises:
+        InputError: a source is missing or shorter than one span; a row length does not divide the span.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        stage: str,
+        sources: Mapping[str, int],
+        clock: Clock,
+        mixture: Piecewise[dict[str, float]],
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> None:
+        self.seed, self.stage, self.clock = seed, stage, clock
+        _check_lengths(stage, clock)
+        self._weights = dict(_phases(mixture, clock))
+        self._mixture = Mixture(sorted(self._weights.items()))
+        self.names = self._mixture.names
+        """The sources, in the order of their index."""
+        self._tokens = {name: _checked_length(stage, name, sources, clock.span) for name in self.names}
+        self._spans = np.array([self._tokens[name] // clock.span for name in self.names], dtype=np.int64)
+        self._fingerprints = dict(fingerprints or {})
+
+    @classmethod
+    def over(
+        cls,
+        seed: int,
+        stage: str,
+        stores: Mapping[str, Store],
+        clock: Clock,
+        mixture: Piecewise[dict[str, float]],
+    ) -> "Order":
+        """The order of a stage over token stores: their lengths and fingerprints.
+
+        Raises:
+            InputError: as the constructor.
+        """
+        lengths = {name: store.length for name, store in stores.items()}
+        fingerprints = {name: store.fingerprint for name, store in stores.items()}
+        return cls(seed, stage, lengths, clock, mixture, fingerprints)
+
+    def spans(self, first: int, last: int) -> np.ndarray:
+        """The spans from `first` to before `last` of the stage, as an array of `SPAN`."""
+        found = np.empty(max(0, last - first), dtype=SPAN)
+        found["source"], found["entry"] = self._mixture.draw(first, last)
+        found["epoch"], index = np.divmod(found["entry"], self._spans[found["source"]])
+        cuts, inverse = np.unique(found["epoch"] * len(self.names) + found["source"], return_inverse=True)
+        keys = np.empty((len(cuts), permutation.ROUNDS), dtype=np.uint64)
+        origins, tokens = np.empty((2, len(cuts)), dtype=np.int64)
+        for number, cut in enumerate(cuts.tolist()):
+            epoch, source = divmod(cut, len(self.names))
+            name = self.names[source]
+            tokens[number] = self._tokens[name]
+            keys[number] = permutation.keys(self.seed, self.stage, name, epoch)
+            origins[number] = permutation.origin(self.seed, self.stage, name, epoch, self._tokens[name])
+        found["span"] = permutation.permute(index, self._spans[found["source"]], keys[inverse])
+        found["offset"] = (origins[inverse] + found["span"] * self.clock.span) % tokens[inverse]
+        return found
+
+    def rows(self, start: int, end: int) -> np.ndarray:
+        """The rows from one position to another, as an array of `ROW`.
+
+        Where the row length changes on the way, rows of equal length still stand together.
+
+        Raises:
+            InputError: a position is not the boundary of a row.
+        """
+        pieces = [self._rows(*stretch) for stretch in self._stretches(start, end)]
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=ROW)
+
+    def _stretches(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(start, end, row length) of every stretch of one row length."""
+        window = self.clock.window
+        length = self.clock.sequence_length(start)
+        for boundary in range((start // window + 1) * window, end, window):
+            following = self.clock.sequence_length(boundary)
+            if following != length:
+                yield start, boundary, length
+                start, length = boundary, following
+        if start < end:
+            yield start, end, length
+
+    def _rows(self, start: int, end: int, length: int) -> np.ndarray:
+        if start % length or end % length:
+            raise InputError(
+                f"stage {self.stage!r}: rows are {length:,} tokens long there, so {start:,} to {end:,} is "
+                f"not whole rows; keep the sequence_length that the stage began with"
+            )
+        window, place = np.divmod(np.arange(start // length, end // length), self.clock.window // length)
+        column, span = np.divmod(place, SPANS_PER_WINDOW)
+        first = int(window[0]) * SPANS_PER_WINDOW
+        spans = self.spans(first, (int(window[-1]) + 1) * SPANS_PER_WINDOW)
+        chosen = spans[window * SPANS_PER_WINDOW + span - first]
+        rows = np.empty(len(chosen), dtype=ROW)
+        rows[_FIELDS] = chosen
+        rows["column"], rows["length"] = column, length
+        tokens = np.array([self._tokens[name] for name in self.names], dtype=np.int64)
+        rows["offset"] = (chosen["offset"] + column * length) % tokens[chosen["source"]]
+        return rows
+
+    def epochs_of(self, position: int) -> dict[str, float]:
+        """How many times each source has been seen at a position, to within a window."""
+        entries = self._mixture.entries(-(-position // self.clock.span))
+        return {name: float(k / n) for name, k, n in zip(self.names, entries, self._spans, strict=True)}
+
+    def notes(self) -> list[str]:
+        """What a person should hear before the stage starts: sources seen more than once, raised weights."""
+        epochs, found = self.epochs_of(self.clock.end), []
+        for name, seen in epochs.items():
+            if seen > 1:
+                asked = seen * self._spans[self.names.index(name)] * self.clock.span
+                found.append(
+                    f"stage {self.stage!r} asks for {asked:,.0f} tokens of {name!r}, "
+                    f"which has {self._tokens[name]:,}: {seen:.3g} epochs"
+                )
+        for weights in self._weights.values():
+            whole = math.fsum(weights.values())
+            low = sorted(name for name, weight in weights.items() if weight / whole < 1 / PARTS)
+            if low:
+                found.append(
+                    f"stage {self.stage!r} takes 1/{PARTS} of its tokens, the least there is, from each of "
+                    f"{', '.join(map(repr, low))}, whose weights are below that"
+                )
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that the order depends on, as JSON.
+
+        Not among it: batch size, workers, microbatch, learning rate, and the row lengths but the longest.
+        """
+        return {
+            "version": VERSION,
+            "seed": self.seed,
+            "stage": self.stage,
+            "span": self.clock.span,
+            "spans_per_window": SPANS_PER_WINDOW,
+            "sources": {
+                name: {"tokens": self._tokens[name], "store": self._fingerprints.get(name)}
+                for name in self.names
+            },
+            "mixture": self._mixture.facts(),
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of `facts`: equal fingerprints, equal tokens at every position."""
+        return digest(self.facts())
+
+    def state(self, position: int) -> dict[str, Any]:
+        """What a checkpoint keeps of the order, as JSON: the position, and what to hold it against."""
+        length = self.clock.sequence_length(position)
+        return {"position": position, "row_length": length, "fingerprint": self.fingerprint(), **self.facts()}
+
+    def verify_state(self, state: Mapping[str, Any], accept_changes: bool = False) -> list[str]:
+        """Hold this order against the state in a checkpoint before going on from it.
+
+        Args:
+            accept_changes: go on although other tokens will follow than the checkpoint was heading for.
+
+        Returns:
+            What has changed and was accepted, a line each, for the ledger.
+
+        Raises:
+            InputError: something has changed and was not accepted, or the position is inside a row now.
+        """
+        position = state["position"]
+        lengths = (
+            f"{state['row_length']:,} -> {self.clock.sequence_length(position):,} at {position:,} tokens"
+        )
+        where = f"the checkpoint of stage {self.stage!r} does not go with this data order"
+        if position % self.clock.sequence_length(position):
+            raise InputError(
+                f"{where}: sequence_length {lengths} puts the position inside a row; restore sequence_length"
+            )
+        changes = _differences(state, self.facts())
+        if position % self.clock.window and state["row_length"] != self.clock.sequence_length(position):
+            changes.append(f"sequence_length {lengths}, in the middle of a window")
+        if changes and not accept_changes:
+            raise InputError(
+                f"{where}: {'; '.join(changes)}; restore what changed, or accept the change explicitly"
+            )
+        return changes
+
+
+def epoch_tokens(
+    lengths: Mapping[str, int], mixture: Piecewise[dict[str, float]] | Mapping[str, float], span: int = 1
+) -> int:
+    """Tokens of a stage until the first source has been seen once, to a span: an epoch of the mixture.
+
+    Where weights change at percentages, the horizon is not known yet and their mean over the stage counts.
+
+    Args:
+        lengths: tokens of each source.
+        mixture: weights by source, or such weights at positions.
+        span: the stage's longest row: what an epoch leaves of each source is not counted.
+
+    Raises:
+        InputError: a source is missing or shorter than a span.
+    """
+    if not isinstance(mixture, Piecewise):
+        mixture = Piecewise(((Quantity(0, "%"), dict(mixture)),))
+    names = sorted({name for weights in mixture.values for name in weights})
+    left: dict[str, float] = {n: _checked_length(None, n, lengths, span) // span * span for n in names}
+    starts = [start.amount for start, _ in mixture.steps]
+    shares = [{name: part / PARTS for name, part in quantise(weights).items()} for weights in mixture.values]
+    if mixture.steps[-1][0].unit == "%":
+        mean = dict.fromkeys(names, 0.0)
+        for start, end, share in zip(starts, [*starts[1:], 100], shares, strict=True):
+            for name, part in share.items():
+                mean[name] += part * (end - start) / 100
+        starts, shares = [0], [mean]
+    for start, end, share in zip(starts, [*starts[1:], math.inf], shares, strict=True):
+        until = start + min(left[name] / part for name, part in share.items())
+        if until <= end:
+            break
+        for name, part in share.items():
+            left[name] -= part * (end - start)
+    return round(until / span) * span
+
+
+def _phases(mixture: Piecewise[dict[str, float]], clock: Clock) -> Iterator[tuple[int, dict[str, float]]]:
+    """(first span, weights) of each phase, on the grid of windows."""
+    for start, weights in mixture.starts(clock.total):
+        yield -(-start // clock.window) * SPANS_PER_WINDOW, weights
+
+
+def _check_lengths(stage: str, clock: Clock) -> None:
+    assert clock.stage.sequence_length is not None
+    for length in clock.stage.sequence_length.values:
+        if clock.span % length:
+            raise InputError(
+                f"stages.{stage}.sequence_length: {length:,} does not divide {clock.span:,}, the longest row "
+                f"of the stage; let it be a divisor, such as {_divisor(clock.span, length):,}"
+            )
+
+
+def _divisor(span: int, length: int) -> int:
+    """The largest divisor of `span` that is at most `length`."""
+    return next(divisor for divisor in range(length, 0, -1) if span % divisor == 0)
+
+
+def _checked_length(stage: str | None, name: str, lengths: Mapping[str, int], span: int) -> int:
+    """Tokens of a source that has at least one span."""
+    where = f"stage {stage!r}" if stage else "the stage"
+    if name not in lengths:
+        known = ", ".join(map(repr, sorted(lengths))) or "none"
+        raise InputError(f"{where} takes data from {name!r}, which is not a source; sources are {known}")
+    if lengths[name] < span:
+        raise InputError(
+            f"source {name!r} has {lengths[name]:,} tokens, less than one span of {span:,} (the longest row "
+            f"of {where}); give it more text, shorten sequence_length, or leave it out of the stage's data"
+        )
+    return int(lengths[name])
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs in the facts of two orders, for people."""
+    found = [
+        f"{key} {old.get(key)} -> {new[key]}"
+        for key in ("version", "seed", "stage", "span", "spans_per_window")
+        if old.get(key) != new[key]
+    ]
+    was, now = old.get("sources", {}), new["sources"]
+    found += [f"source {name!r} is gone" for name in sorted(was.keys() - now.keys())]
+    found += [f"source {name!r} is new" for name in sorted(now.keys() - was.keys())]
+    for name in sorted(was.keys() & now.keys()):
+        if was[name]["tokens"] != now[name]["tokens"]:
+            found.append(
+                f"source {name!r} had {was[name]['tokens']:,} tokens and has {now[name]['tokens']:,}"
+            )
+        elif was[name]["store"] != now[name]["store"]:
+            found.append(f"the store of source {name!r} has other contents")
+    if old.get("mixture") != new["mixture"]:
+        found.append("the weights of the mixture, or where they change")
+    return found
