@@ -1,0 +1,212 @@
+"""A language model: embedding, a stack of declared blocks, a norm, a head.
+
+What a block consists of stands in `models.table.blocks`; the modules of each kind are looked up in
+`MIXERS` and `FEEDFORWARDS`. Another kind of mixer is a module that keeps `Mixer`'s protocol and one
+entry here: the stack never asks what a mixer is. What all layers of a kind need alike in a forward pass
+(rotary tables, tiles of attention) is made once, by the first of them, and handed to the others.
+
+Blocks are held by number in a dict, so that a pipeline stage may hold some of them under their own names.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cupola.models import table
+from cupola.models.attention import document_begins
+from cupola.models.layers import Gated, Plain, norm
+from cupola.models.transformer import Attention
+from cupola.recipe.schema import Model
+
+
+class State(Protocol):
+    """What a mixer remembers while decoding; `Attention`'s is its keys and values."""
+
+    def reset(self) -> None:
+        """Forget everything; memory is kept."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order. rows: int64."""
+
+
+class Mixer(Protocol):
+    """What the stack asks of a mixer beside being a module."""
+
+    plan_key: Hashable
+    """Mixers with equal keys share a plan."""
+
+    def plan(self, inputs: "Inputs") -> Any:
+        """What a forward pass needs once for all layers."""
+
+    def state(self, batch: int, columns: int, device: torch.device, dtype: torch.dtype) -> State:
+        """An empty state for decoding up to `columns` tokens."""
+
+    def __call__(self, x: Tensor, plan: Any, state: Any) -> Tensor:
+        """(batch, length, width) -> the same; with a state, x continues what the state holds."""
+
+
+MIXERS: dict[str, Callable[[Model], Any]] = {"attention": Attention}
+FEEDFORWARDS: dict[str, Callable[[Model], nn.Module]] = {"gated": Gated, "plain": Plain}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a plan may depend on."""
+
+    batch: int
+    length: int
+    device: torch.device
+    documents: Tensor | None
+    """(batch, length) int32, or None: each row is one document. With a cache: padding is document 0."""
+    start: int = 0
+    """Columns that the cache holds already."""
+    first: Tensor | None = None
+    """(batch,) int64: the first column of each row that is not padding; None: column 0."""
+
+
+class Cache:
+    """The states of all blocks while decoding a batch, filled from column 0 on, all rows alike.
+
+    Rows of different length are padded on the left, so that all of them grow at the same column: `first`
+    says where each begins.
+    """
+
+    def __init__(self, states: dict[str, State], columns: int) -> None:
+        self.states, self.columns = states, columns
+        self.position = 0
+        self.first: Tensor | None = None
+
+    def reset(self, first: Tensor | None = None) -> None:
+        """Forget everything, and begin with rows whose first tokens stand in these columns."""
+        self.position, self.first = 0, first
+        for state in self.states.values():
+            state.reset()
+
+    def advance(self, columns: int) -> None:
+        """So many more columns are filled."""
+        self.position += columns
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        if self.first is not None:
+            self.first = self.first[rows]
+        for state in self.states.values():
+            state.select(rows)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x + mixer(norm(x)), then x + feedforward(norm(x))."""
+
+    def __init__(self, model: Model, kinds: table.Block) -> None:
+        super().__init__()
+        self.mixer_norm = norm(model)
+        self.mixer: Any = MIXERS[kinds.mixer](model)
+        self.feedforward_norm = norm(model)
+        self.feedforward = FEEDFORWARDS[kinds.feedforward](model)
+
+    def forward(self, x: Tensor, plan: Any, state: State | None = None) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x), plan, state)
+        return x + self.feedforward(self.feedforward_norm(x))
+
+
+class LanguageModel(nn.Module):
+    """See the module's docstring. Parameters are declared in `cupola.models.table`; nothing here
+    initialises them (`cupola.models.init.build` does)."""
+
+    def __init__(self, model: Model, vocabulary: int) -> None:
+        super().__init__()
+        self.settings, self.vocabulary = model, vocabulary
+        self.embedding = nn.Embedding(vocabulary, model.width)
+        self.positions: nn.Embedding | None = None
+        if model.positions == "learned":
+            assert model.max_positions is not None
+            self.positions = nn.Embedding(model.max_positions, model.width)
+        self.blocks = nn.ModuleDict(
+            {str(i): Block(model, kinds) for i, kinds in enumerate(table.blocks(model))}
+        )
+        self.norm = norm(model)
+        self.head = None if model.tied else nn.Linear(model.width, vocabulary, bias=False)
+
+    def numbered_blocks(self) -> Iterable[tuple[str, Block]]:
+        """The blocks that this module holds, under their numbers in the whole stack."""
+        return cast(Iterable[tuple[str, Block]], self.blocks.items())
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(vocabulary, width); the embedding's where they are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest document that positions reach, or None: any."""
+        return None if self.positions is None else self.positions.num_embeddings
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            tokens: (batch, length) int64.
+            documents: (batch, length) int32, a number for each token's document; nothing is seen across a
+                change of number, and learned positions restart there. None: each row is one document.
+            cache: decoding: the tokens continue what it holds, and are added to it.
+
+        Returns:
+            (batch, length, width): the parameters' dtype, or autocast's.
+
+        Raises:
+            ValueError: documents together with a cache; learned positions or the cache too short.
+        """
+        inputs = self._inputs(tokens, documents, cache)
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(self._columns(inputs))
+        plans: dict[Hashable, Any] = {}
+        for name, block in self.numbered_blocks():
+            key = block.mixer.plan_key
+            if key not in plans:
+                plans[key] = block.mixer.plan(inputs)
+            x = block(x, plans[key], None if cache is None else cache.states[name])
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> (..., vocabulary)."""
+        return F.linear(hidden, self.head_weight)
+
+    def cache(self, batch: int, columns: int, dtype: torch.dtype | None = None) -> Cache:
+        """An empty cache for `batch` rows of up to `columns` tokens; `dtype` is the compute dtype."""
+        weight = self.embedding.weight
+        dtype = dtype or weight.dtype
+        states = {n: b.mixer.state(batch, columns, weight.device, dtype) for n, b in self.numbered_blocks()}
+        return Cache(states, columns)
+
+    def _inputs(self, tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Inputs:
+        batch, length = tokens.shape
+        if cache is None:
+            return Inputs(batch, length, tokens.device, documents)
+        if documents is not None:
+            raise ValueError("a cache holds one document a row: `documents` can't be given with it")
+        if cache.position + length > cache.columns:
+            raise ValueError(f"the cache has {cache.columns} columns, {cache.position + length} are needed")
+        if cache.position == 0 and cache.first is not None:
+            columns = torch.arange(length, device=tokens.device)
+            documents = (columns >= cache.first[:, None]).to(torch.int32)
+        return Inputs(batch, length, tokens.device, documents, cache.position, cache.first)
+
+    def _columns(self, inputs: Inputs) -> Tensor:
+        """Indices of the learned table: (length,) or (batch, length) int64."""
+        assert self.positions is not None
+        columns = torch.arange(inputs.start, inputs.start + inputs.length, device=inputs.device)
+        if inputs.first is not None:
+            columns = (columns - inputs.first[:, None]).clamp_(min=0)
+        elif inputs.documents is not None:
+            columns = columns - document_begins(inputs.documents)
+        limit = self.positions.num_embeddings
+        if inputs.start + inputs.length > limit and int(columns.max()) >= limit:
+            raise ValueError(f"a document of {int(columns.max()) + 1} tokens exceeds max_positions {limit}")
+        return columns

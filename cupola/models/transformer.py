@@ -1,0 +1,110 @@
+"""The Transformer's mixer: causal multi-head attention with grouped queries, rotary positions, QK-norm.
+
+A tensor-parallel shard is this code with fewer heads: query, key and value have weights of their own, and
+shapes are read from what the linear maps return, never from the settings.
+"""
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cupola.models import attention
+from cupola.models.layers import RMSNorm
+from cupola.models.rope import Rotation, rotate, rotation
+from cupola.recipe.schema import Model
+
+if TYPE_CHECKING:
+    from cupola.models.stack import Inputs
+
+
+class KeyValues:
+    """The keys and values that a layer has seen: (batch, key_value_heads, columns, head_width) each."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def write(self, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Add (batch, new, key_value_heads, head_width) from column `start` on.
+
+        Returns:
+            All keys and values up to there: (batch, key_value_heads, start + new, head_width).
+        """
+        end = start + key.shape[1]
+        self.keys[:, :, start:end] = key.transpose(1, 2)
+        self.values[:, :, start:end] = value.transpose(1, 2)
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def reset(self) -> None:
+        """Nothing to do: columns are read only after they have been written."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class Prepared(NamedTuple):
+    """What all attention layers of a forward pass share."""
+
+    rotation: Rotation | None
+    whole: attention.Plan | None
+    """For a pass that begins at column 0."""
+    start: int
+    visible: Tensor | None
+    """For a pass that continues a cache: (batch or 1, new, filled) bool, None: everything is visible."""
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(head_width)) v over the tokens of the same document up to the query's own."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        sizes = model.sizes()
+        self.head_width = sizes.head_width
+        queries, keys = model.heads * sizes.head_width, sizes.key_value_heads * sizes.head_width
+        self.query = nn.Linear(model.width, queries, model.attention_bias)
+        self.key = nn.Linear(model.width, keys, model.attention_bias)
+        self.value = nn.Linear(model.width, keys, model.attention_bias)
+        self.query_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
+        self.key_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
+        self.output = nn.Linear(queries, model.width, model.output_bias)
+        self.rope = model.rope if model.positions == "rope" else None
+        self.plan_key: Hashable = ("attention", self.rope, self.head_width)
+
+    def plan(self, inputs: "Inputs") -> Prepared:
+        """Rotary tables, and what is visible to whom. Positions are columns: rotary embedding depends on
+        distances only, so neither documents nor padding need restart them."""
+        start, end = inputs.start, inputs.start + inputs.length
+        turned = None
+        if self.rope is not None:
+            turned = rotation(self.rope, self.head_width, start, end, inputs.device)
+        if start == 0:
+            whole = attention.plan(inputs.batch, inputs.length, inputs.documents, inputs.device)
+            return Prepared(turned, whole, start, None)
+        visible = None
+        columns = torch.arange(end, device=inputs.device)
+        if inputs.length > 1:
+            visible = (columns <= columns[start:, None])[None]
+        if inputs.first is not None:
+            begun = (columns >= inputs.first[:, None])[:, None]
+            visible = begun if visible is None else visible & begun
+        return Prepared(turned, None, start, visible)
+
+    def forward(self, x: Tensor, plan: Prepared, state: KeyValues | None = None) -> Tensor:
+        """x (batch, length, width) -> the same."""
+        batch, length, _ = x.shape
+        q = self.query(x).view(batch, length, -1, self.head_width)
+        k = self.key(x).view(batch, length, -1, self.head_width)
+        v = self.value(x).view(batch, length, -1, self.head_width)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if plan.rotation is not None:
+            q, k = rotate(q, plan.rotation), rotate(k, plan.rotation)
+        if state is not None:
+            keys, values = state.write(k, v, plan.start)
+        if plan.whole is not None:
+            mixed = attention.attend(q, k, v, plan.whole)
+        else:
+            mixed = attention.attend_cached(q, keys, values, plan.visible)
+        return self.output(mixed.reshape(batch, length, -1))
