@@ -1,0 +1,187 @@
+"""One HTML page that holds everything: no script, no font, no picture from elsewhere."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from cupola import storage
+from cupola.display import count, duration
+from cupola.report.plots import curve_svgs, loss_plot_svg, palette_css
+from cupola.report.records import RunRecords, StageRecords, read_records
+
+EVENTS_SHOWN = 200
+SAMPLES_SHOWN = 60
+LAST_SHARE = 0.05
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` of a run, finished or not, into its folder.
+
+    Raises:
+        CupolaError: the file can't be written.
+    """
+    path = folder / "report.html"
+    storage.write_text(path, render(read_records(folder)))
+    return path
+
+
+def render(records: RunRecords) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    yardsticks = records.facts.get("xz_bits_per_byte") or {}
+    sources = list(dict.fromkeys(source for stage in records.stages for source in stage.heldout))
+    return environment.get_template("report.html").render(
+        name=records.name,
+        palette=palette_css(),
+        tiles=_tiles(records),
+        stages=[_stage_row(stage, sources) for stage in records.stages],
+        sources=sources,
+        yardsticks=[_figure(yardsticks.get(source)) for source in sources] if yardsticks else [],
+        loss=loss_plot_svg(records.stages, standalone=False),
+        curves=curve_svgs(records.stages, yardsticks),
+        samples=_samples(records),
+        events=_events(records.ledger),
+        events_left_out=max(0, len(records.ledger) - EVENTS_SHOWN),
+        decisions=_pairs(records.facts.get("decisions") or {}),
+        taken=_taken(records.facts.get("sources") or {}),
+        environment=_pairs({**(records.facts.get("versions") or {}), **(records.facts.get("machine") or {})}),
+        recipe=records.recipe,
+        torn=records.torn,
+    )
+
+
+def final_loss(stage: StageRecords) -> float | None:
+    """Mean loss over the last 5% of the stage's steps so far; what `stage.json` states goes first."""
+    stated = stage.facts.get("final_loss")
+    if stated is not None:
+        return float(stated)
+    losses = stage.columns["loss"]
+    losses = losses[losses == losses]
+    if not len(losses):
+        return None
+    return float(losses[-max(1, round(LAST_SHARE * len(losses))) :].mean())
+
+
+def _tiles(records: RunRecords) -> list[tuple[str, str]]:
+    """The figures that a reader wants first: (figure, what it is)."""
+    tiles = []
+    newest = next((stage for stage in reversed(records.stages) if _heldout_of(stage) is not None), None)
+    if newest is not None:
+        tiles.append((_figure(_heldout_of(newest)), f"held-out bits per byte after {newest.name}"))
+    tokens = sum(stage.tokens for stage in records.stages)
+    if tokens:
+        tiles.append((count(tokens), "tokens of training"))
+    seconds = sum(_seconds(stage) for stage in records.stages)
+    if seconds:
+        tiles.append((duration(seconds), "training time"))
+        tiles.append((count(round(tokens / seconds)), "tokens a second"))
+    if records.facts.get("parameters"):
+        tiles.append((count(records.facts["parameters"]), "parameters"))
+    return tiles
+
+
+def _heldout_of(stage: StageRecords) -> float | None:
+    stated = stage.facts.get("heldout_bits_per_byte")
+    if stated is None and stage.evaluations:
+        stated = stage.evaluations[-1].get("bits_per_byte")
+    return stated
+
+
+def _seconds(stage: StageRecords) -> float:
+    stated = stage.facts.get("seconds")
+    if stated is None:
+        seconds = stage.columns["seconds"]
+        return float(seconds[seconds == seconds].sum())
+    return float(stated)
+
+
+def _stage_row(stage: StageRecords, sources: list[str]) -> dict[str, Any]:
+    memory = stage.columns["memory_bytes"]
+    memory = memory[memory == memory]
+    loss = final_loss(stage)
+    return {
+        "name": stage.name,
+        "status": stage.facts.get("status") or "unfinished",
+        "tokens": count(stage.tokens),
+        "steps": f"{stage.facts.get('steps') or stage.steps:,}",
+        "time": duration(_seconds(stage)),
+        "memory": f"{count(memory.max())}B" if len(memory) else "–",
+        "loss": "–" if loss is None else f"{loss:.3f}",
+        "heldout": _figure(_heldout_of(stage)),
+        "by_source": [_figure(stage.heldout.get(source)) for source in sources],
+    }
+
+
+def _samples(records: RunRecords) -> list[dict[str, str]]:
+    """Stage by stage, newest last; where there are too many, an even choice that keeps the newest."""
+    rows = [(stage, sample) for stage in records.stages for sample in stage.samples]
+    chosen = rows
+    if len(rows) > SAMPLES_SHOWN:
+        gap = (len(rows) - 1) / (SAMPLES_SHOWN - 1)
+        chosen = [rows[round(place * gap)] for place in range(SAMPLES_SHOWN)]
+    shown, before = [], ""
+    for stage, sample in chosen:
+        tokens = count(sample["tokens"]) if isinstance(sample.get("tokens"), int | float) else "?"
+        where = f"{stage.name}, after {tokens} tokens"
+        prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
+        shown.append({"where": "" if where == before else where, "prompt": prompt, "text": text})
+        before = where
+    return shown
+
+
+def _events(ledger: list[dict[str, Any]]) -> list[dict[str, str]]:
+    shown = []
+    for event in ledger[-EVENTS_SHOWN:]:
+        facts = {key: value for key, value in event.items() if key not in ("time", "event")}
+        shown.append(
+            {
+                "time": _moment(event.get("time")),
+                "event": str(event.get("event", "?")),
+                "facts": _short(facts),
+            }
+        )
+    return shown
+
+
+def _moment(seconds: Any) -> str:
+    if not isinstance(seconds, int | float):
+        return ""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _taken(sources: dict[str, Any]) -> list[tuple[str, str]]:
+    """What each source took: (source, facts in a line)."""
+    return [
+        (name, _short(facts) if isinstance(facts, dict) else str(facts)) for name, facts in sources.items()
+    ]
+
+
+def _pairs(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), _value(value)) for key, value in facts.items()]
+
+
+def _short(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in facts.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"
