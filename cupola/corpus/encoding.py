@@ -1,0 +1,91 @@
+"""From gathered text to token stores: one for each split, built once for each text and tokenizer.
+
+    <cache>/stores/<hash of text and tokenizer>/train     a `cupola.data.store`
+                                               /heldout
+
+Encoding runs in threads, a few megabytes of text ahead of the writer, so memory does not grow with the
+source. Each split appears whole or not at all: a killed run leaves nothing that is taken for a store, and
+the next one goes on with the split that is missing.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from cupola import storage
+from cupola.corpus.built import build_once
+from cupola.corpus.documents import Split, documents, totals
+from cupola.corpus.tokenizer import CHUNK_CHARACTERS, Tokenizer
+from cupola.data.store import StoreWriter, TokenStore
+from cupola.display import Display, count
+from cupola.paths import cache_root
+
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+VERSION = 1
+"""Raised whenever the same text and tokenizer would give another store."""
+
+
+def encode_source(gathered: Path, tokenizer: Tokenizer, display: Display | None = None) -> Path:
+    """Encode a gathered source and return the folder of its stores, `train` and `heldout`.
+
+    Args:
+        gathered: folder of `cupola.corpus.documents`.
+
+    Raises:
+        CupolaError: the text can't be read, the disk is full.
+    """
+    display = display or Display()
+    files = storage.read_manifest(gathered)["files"]
+    texts = {split: files[f"{split}.parquet"]["sha256"] for split in SPLITS}
+    made_from = {"version": VERSION, "texts": texts, "tokenizer": tokenizer.fingerprint}
+    folder = cache_root() / "stores" / storage.digest(made_from)[:32]
+    for split in SPLITS:
+        target = folder / split
+        build_once(
+            target,
+            partial(_encode_split, gathered, split, target, tokenizer, display),
+            display,
+            partial(TokenStore, target, tokenizer),
+        )
+    return folder
+
+
+def _encode_split(gathered: Path, split: Split, target: Path, tokenizer: Tokenizer, display: Display) -> None:
+    _, total = totals(gathered, split)
+    sizes: deque[int] = deque()
+    begun = time.monotonic()
+    facts = {"text": gathered.name, "split": split}
+    with (
+        display.task(f"encode {gathered.name} ({split})", total, "bytes") as task,
+        StoreWriter(target, tokenizer, facts) as writer,
+    ):
+        for ids in tokenizer.encode_stream(_batches(gathered, split, sizes)):
+            size = sizes.popleft()
+            writer.append(ids, size)
+            task.advance(size)
+    seconds = max(time.monotonic() - begun, 1e-9)
+    if writer.documents:
+        text_tokens = max(1, writer.tokens - writer.documents)
+        display.say(
+            f"encoded {count(writer.documents)} documents, {count(writer.bytes)}B,"
+            f" {count(writer.tokens)} tokens: {writer.bytes / text_tokens:.2f} bytes a token,"
+            f" {writer.bytes / 1e6 / seconds:.1f} MB/s"
+        )
+
+
+def _batches(gathered: Path, split: Split, sizes: deque[int]) -> Iterator[list[str]]:
+    """Texts in batches; the bytes of each batch are put behind `sizes`."""
+    batch: list[str] = []
+    characters = 0
+    for document in documents(gathered, split):
+        batch.append(document.text)
+        characters += len(document.text)
+        if characters >= CHUNK_CHARACTERS:
+            sizes.append(sum(len(text.encode()) for text in batch))
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        sizes.append(sum(len(text.encode()) for text in batch))
+        yield batch
