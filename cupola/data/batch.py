@@ -48,7 +48,10 @@ class Microbatch:
             sources: (B,) index of each row's source, all 0 by default; targets of `FILLER` rows are ignored.
         """
         rows = torch.as_tensor(rows).long()
-        tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        # `contiguous` would give two views of the same memory where there is one row.
+        tokens, targets = (
+            part.clone(memory_format=torch.contiguous_format) for part in (rows[:, :-1], rows[:, 1:])
+        )
         if sources is None:
             sources = np.zeros(len(rows), dtype=np.int64)
         targets[torch.from_numpy(sources == FILLER)] = IGNORED

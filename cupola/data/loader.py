@@ -173,10 +173,11 @@ def _matching(order: Order, name: str, stores: Mapping[str, Store]) -> Store:
         raise InputError(f"stage {order.stage!r}: source {name!r} has no token store")
     facts = order.facts()["sources"][name]
     store = stores[name]
-    if store.length != facts["tokens"] or facts["store"] not in (None, store.fingerprint):
+    found = len(store.tokens)
+    if found != facts["tokens"] or facts["store"] not in (None, store.fingerprint):
         raise InputError(
             f"stage {order.stage!r}: the store of {name!r} is not the one that the order was made for "
-            f"({store.length:,} tokens, {facts['tokens']:,} expected); make the order from the stores in use"
+            f"({found:,} tokens, {facts['tokens']:,} expected); make the order from the stores in use"
         )
     return store
 

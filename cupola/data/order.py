@@ -88,7 +88,9 @@ class Order:
     ) -> None:
         self.seed, self.stage, self.clock = seed, stage, clock
         _check_lengths(stage, clock)
-        self._weights = dict(_phases(mixture, clock))
+        phases = list(_phases(mixture, clock))
+        self._weights = dict(phases)  # of two changes in one window, the later one counts
+        self._ignored = len(phases) - sum(1 for first in self._weights if first * clock.span < clock.end)
         self._mixture = Mixture(sorted(self._weights.items()))
         self.names = self._mixture.names
         """The sources, in the order of their index."""
@@ -179,7 +181,7 @@ class Order:
         return {name: float(k / n) for name, k, n in zip(self.names, entries, self._spans, strict=True)}
 
     def notes(self) -> list[str]:
-        """What a person should hear before the stage starts: sources seen more than once, raised weights."""
+        """What a person should hear before the stage starts: epochs, raised weights, changes without effect."""
         epochs, found = self.epochs_of(self.clock.end), []
         for name, seen in epochs.items():
             if seen > 1:
@@ -196,6 +198,11 @@ class Order:
                     f"stage {self.stage!r} takes 1/{PARTS} of its tokens, the least there is, from each of "
                     f"{', '.join(map(repr, low))}, whose weights are below that"
                 )
+        if self._ignored:
+            found.append(
+                f"stage {self.stage!r}: {self._ignored} of the weights in data have no effect: weights change "
+                f"between windows of {self.clock.window:,} tokens, and the next change or the end comes first"
+            )
         return found
 
     def facts(self) -> dict[str, Any]:
