@@ -140,8 +140,8 @@ def to_huggingface(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
     found = {theirs: state[ours] for ours, theirs in _names(kind, model)}
     for ours, theirs in _transposed(kind, model):
         found[theirs] = state[ours].T.contiguous()
-    for ours, theirs in _fused(kind, model):
-        found[theirs] = torch.cat([state[name] for name in ours]).T.contiguous()
+    for three, fused in _fused(kind, model):
+        found[fused] = torch.cat([state[name] for name in three]).movedim(0, -1).contiguous()
     return found
 
 
@@ -156,8 +156,8 @@ def from_huggingface(state: dict[str, Tensor], model: Model) -> dict[str, Tensor
     found = {ours: state[theirs] for ours, theirs in _names(kind, model)}
     for ours, theirs in _transposed(kind, model):
         found[ours] = state[theirs].T.contiguous()
-    for ours, theirs in _fused(kind, model):
-        for name, part in zip(ours, state[theirs].T.chunk(3), strict=True):
+    for three, fused in _fused(kind, model):
+        for name, part in zip(three, state[fused].movedim(0, -1).chunk(3), strict=True):
             found[name] = part.contiguous()
     return found
 

@@ -42,8 +42,9 @@ class Mixer(Protocol):
     def plan(self, inputs: "Inputs") -> Any:
         """What a forward pass needs once for all layers."""
 
-    def state(self, batch: int, columns: int, device: torch.device, dtype: torch.dtype) -> State:
-        """An empty state for decoding up to `columns` tokens."""
+    def state(self, columns: int) -> State:
+        """An empty state for decoding up to `columns` tokens; it learns its batch, dtype and device from
+        the first tokens."""
 
     def __call__(self, x: Tensor, plan: Any, state: Any) -> Tensor:
         """(batch, length, width) -> the same; with a state, x continues what the state holds."""
@@ -178,12 +179,9 @@ class LanguageModel(nn.Module):
         """(..., width) -> (..., vocabulary)."""
         return F.linear(hidden, self.head_weight)
 
-    def cache(self, batch: int, columns: int, dtype: torch.dtype | None = None) -> Cache:
-        """An empty cache for `batch` rows of up to `columns` tokens; `dtype` is the compute dtype."""
-        weight = self.embedding.weight
-        dtype = dtype or weight.dtype
-        states = {n: b.mixer.state(batch, columns, weight.device, dtype) for n, b in self.numbered_blocks()}
-        return Cache(states, columns)
+    def cache(self, columns: int) -> Cache:
+        """An empty cache for rows of up to `columns` tokens."""
+        return Cache({name: block.mixer.state(columns) for name, block in self.numbered_blocks()}, columns)
 
     def _inputs(self, tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Inputs:
         batch, length = tokens.shape

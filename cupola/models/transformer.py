@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 
 
 class KeyValues:
-    """The keys and values that a layer has seen: (batch, key_value_heads, columns, head_width) each."""
+    """The keys and values that a layer has seen: (batch, key_value_heads, columns, head_width) each.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    Memory for all columns is taken at the first write, in the shape (a shard's heads) and dtype
+    (autocast's) of what is written.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
 
     def write(self, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Add (batch, new, key_value_heads, head_width) from column `start` on.
@@ -31,7 +37,12 @@ class KeyValues:
         Returns:
             All keys and values up to there: (batch, key_value_heads, start + new, head_width).
         """
-        end = start + key.shape[1]
+        batch, new, heads, width = key.shape
+        shape = (batch, heads, self.columns, width)
+        if self.keys is None or self.values is None or (start == 0 and self.keys.shape != shape):
+            self.keys = value.new_empty(shape)
+            self.values = value.new_empty(shape)
+        end = start + new
         self.keys[:, :, start:end] = key.transpose(1, 2)
         self.values[:, :, start:end] = value.transpose(1, 2)
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -41,7 +52,8 @@ class KeyValues:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class Prepared(NamedTuple):
@@ -90,6 +102,10 @@ class Attention(nn.Module):
             begun = (columns >= inputs.first[:, None])[:, None]
             visible = begun if visible is None else visible & begun
         return Prepared(turned, None, start, visible)
+
+    def state(self, columns: int) -> KeyValues:
+        """An empty cache of so many columns."""
+        return KeyValues(columns)
 
     def forward(self, x: Tensor, plan: Prepared, state: KeyValues | None = None) -> Tensor:
         """x (batch, length, width) -> the same."""

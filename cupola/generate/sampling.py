@@ -1,0 +1,77 @@
+"""Choosing the next token: temperature, top-k, top-p, and randomness keyed by place.
+
+The uniform number behind a choice is a hash of (seed, prompt's index, token's position), so that a
+completion depends neither on what else is in its batch nor on the device. Choosing is by inversion: the
+first token, in order of falling probability, at which the cumulated probability exceeds the number.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from cupola.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; 0: always the likeliest token."""
+    top_k: int | None = None
+    """Only the k likeliest tokens."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together reach this probability (Holtzman et al. 2020)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature must be 0 or more, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k must be at least 1, not {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+
+def uniform(seed: int, prompt: int, position: int) -> float:
+    """A number in [0, 1), 53 bits, from the place where it is used."""
+    key = blake2b(f"{seed}/{prompt}/{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(key, "big") >> 11) * 2.0**-53
+
+
+def choose(logits: Tensor, sampling: Sampling, places: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """The next token of each row.
+
+    Args:
+        logits: (batch, vocabulary).
+        places: (prompt's index, position of the new token) of each row.
+
+    Returns:
+        tokens (batch,) int64, and their log-probabilities under the model itself, before temperature and
+        truncation, (batch,) fp32.
+    """
+    logits = logits.float()
+    log_normaliser = logits.logsumexp(dim=-1)
+    if sampling.temperature == 0:
+        tokens = logits.argmax(dim=-1)
+    else:
+        tokens = _inverted(logits / sampling.temperature, sampling, places)
+    chosen = logits.gather(1, tokens[:, None]).squeeze(1)
+    return tokens, chosen - log_normaliser
+
+
+def _inverted(logits: Tensor, sampling: Sampling, places: list[tuple[int, int]]) -> Tensor:
+    kept = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+    # A stable order, so that equal logits fall alike whatever the batch.
+    values, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    cumulated = values[:, :kept].double().softmax(dim=-1).cumsum(dim=-1)
+    # The last token kept by top_p is the first whose cumulated probability reaches it.
+    last = (cumulated < sampling.top_p).sum(dim=-1).clamp_(max=kept - 1)
+    total = cumulated.gather(1, last[:, None])
+    numbers = torch.tensor(
+        [uniform(sampling.seed, *place) for place in places], dtype=torch.float64, device=logits.device
+    )
+    index = (cumulated <= numbers[:, None] * total).sum(dim=-1)
+    return tokens.gather(1, torch.minimum(index, last)[:, None]).squeeze(1)
