@@ -2,12 +2,14 @@
 
 The figure does not depend on the tokenizer, so models with different vocabularies can be compared, and so
 can a compressor. It is the length of a real code: a decoder that knows the model and the number of
-documents gets every byte back. Hence three rules.
+documents gets every byte back. Hence these rules.
 
 - Every byte is counted once, and every token is scored once, the first of a document too (it is
   predicted from the delimiter).
 - The delimiter that ends a document is scored as well, because a decoder has to know where the text ends;
   its bits count, and it adds no bytes.
+- A tokenizer that does not give back every document as it was (it normalises, it drops spaces) is no code
+  for the text: that is said, with the number of documents.
 - The softmax runs over all rows of the head, those beyond the tokenizer's vocabulary included.
 
 A document that is longer than the context is read in overlapping windows. A window moves by `stride`
@@ -22,6 +24,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -125,21 +128,27 @@ def bits_per_byte(
             f"stride must be between 1 and the context of {sequence_length} tokens, not {stride}"
         )
     device = next(module.parameters()).device
-    sizes = _Sizes()
+    display, sizes = display or Display(), _Sizes()
     nats, tokens = 0.0, 0
     was_training = module.training
     module.eval()
     try:
         with (
-            (display or Display()).task(title, unit="tokens") as task,
+            display.task(title, unit="tokens") as task,
             torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
         ):
             for batch in _batches(_encoded(tokenizer, texts, sizes), sequence_length, stride, batch_tokens):
                 nats += _batch_nats(module, batch, device)
                 tokens += sum(window.length - window.skip for window in batch)
+                task.total(sizes.targets)
                 task.at(tokens)
     finally:
         module.train(was_training)
+    if sizes.altered:
+        display.warn(
+            f"{title}: the tokenizer changes {sizes.altered} of {sizes.documents} documents,"
+            " so the figure is not that of the text itself and can't be compared"
+        )
     if not math.isfinite(nats):
         raise CupolaError(
             "the held-out loss is not finite: the weights hold NaN or infinite values, or overflow"
@@ -149,9 +158,12 @@ def bits_per_byte(
 
 @dataclass
 class _Sizes:
-    """Bytes of the texts that have been read so far."""
+    """Of the texts that have been read so far."""
 
+    documents: int = 0
+    altered: int = 0
     bytes: int = 0
+    targets: int = 0
 
 
 def _encoded(tokenizer: Tokenizer, texts: Iterable[str], sizes: _Sizes) -> Iterator[np.ndarray]:
@@ -159,7 +171,11 @@ def _encoded(tokenizer: Tokenizer, texts: Iterable[str], sizes: _Sizes) -> Itera
     delimiter = np.array([tokenizer.delimiter])
     for group in _groups(texts):
         sizes.bytes += sum(len(text.encode("utf-8")) for text in group)
-        for ids in tokenizer.encode_batch(group):
+        encoded = tokenizer.encode_batch(group)
+        sizes.documents += len(group)
+        sizes.altered += sum(tokenizer.decode(i) != t for i, t in zip(encoded, group, strict=True))
+        sizes.targets += sum(len(ids) + 1 for ids in encoded)
+        for ids in encoded:
             yield np.concatenate([delimiter, np.asarray(ids, dtype=np.int64), delimiter])
 
 
@@ -212,4 +228,5 @@ def _batch_nats(module: torch.nn.Module, batch: list[Window], device: torch.devi
     wanted = torch.from_numpy(targets).to(device)
     scored = wanted >= 0
     hidden = module(torch.from_numpy(inputs).to(device))
-    return float(token_losses(hidden[scored], module.head_weight, wanted[scored]).double().sum())
+    head = cast(torch.Tensor, module.head_weight)
+    return float(token_losses(hidden[scored], head, wanted[scored]).double().sum())

@@ -18,6 +18,9 @@ class ByteTokenizer:
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
+    def decode(self, ids) -> str:
+        return bytes(int(number) for number in ids).decode("utf-8", errors="replace")
+
 
 class TinyCausalModel(torch.nn.Module):
     """Attention over learned positions, so that both context and place in the window matter."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.evaluate.bits import BitsPerByte, bits_per_byte, windows
 from tests.evaluate.stubs import DELIMITER, VOCABULARY, ByteTokenizer, TinyCausalModel
@@ -138,3 +139,23 @@ def test_half_precision_is_near_single():
     half = bits_per_byte(model, ByteTokenizer(), texts, CONTEXT, precision="bf16")
     assert half.bits == pytest.approx(single.bits, rel=0.02)
     assert half.bits != single.bits
+
+
+def test_a_tokenizer_that_changes_the_text_is_named():
+    class Lowering(ByteTokenizer):
+        def encode(self, text):
+            return super().encode(text.lower())
+
+    class Warnings(Display):
+        def __init__(self):
+            self.lines = []
+
+        def warn(self, text):
+            self.lines.append(text)
+
+    display = Warnings()
+    bits_per_byte(TinyCausalModel(8), Lowering(), ["abc", "Abc", ""], 8, display=display)
+    assert len(display.lines) == 1
+    assert "changes 1 of 3 documents" in display.lines[0]
+    bits_per_byte(TinyCausalModel(8), ByteTokenizer(), ["abc", "Abc"], 8, display=display)
+    assert len(display.lines) == 1

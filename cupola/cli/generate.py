@@ -1,0 +1,155 @@
+"""`cupola generate`."""
+
+import codecs
+import sys
+from typing import Any
+
+import click
+
+from cupola.cli.options import emit, examples, json_option
+from cupola.display import ConsoleDisplay, Display
+from cupola.errors import InputError
+
+
+@click.command(
+    epilog=examples(
+        'cupola generate runs/quickstart --prompt "The "',
+        'cupola generate quickstart --prompt "We must " --max-tokens 300 --temperature 0.7 --seed 4',
+        'cupola generate quickstart --prompt "In the " --prompt "To install " --json',
+        "head -c 500 notes.txt | cupola generate quickstart --prompt -",
+    )
+)
+@click.argument("run", metavar="RUN|CHECKPOINT")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    required=True,
+    metavar="TEXT",
+    help="What to continue; may be repeated; - is standard input, without its last newline.",
+)
+@click.option("--stage", metavar="NAME", help="Use this stage (default: the newest finished one).")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True, metavar="N")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.8,
+    show_default=True,
+    metavar="T",
+    help="0 always takes the likeliest token.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Only the K likeliest tokens.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=1.0,
+    show_default=True,
+    metavar="P",
+    help="Only the likeliest tokens that together reach this probability.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S")
+@json_option
+def command(
+    run: str,
+    prompts: tuple[str, ...],
+    stage: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Continue prompts, each as the beginning of a document.
+
+    A single prompt is written as it comes, token by token; several are written when all are done.
+    """
+    texts = [_read(prompt) for prompt in prompts]
+
+    from cupola.pipeline.opening import open_run
+
+    display = ConsoleDisplay()
+    opened = open_run(run, display, stage)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    stream = None
+    if not as_json and len(texts) == 1:
+        click.echo(texts[0], nl=False)
+        stream = Stream(opened.tokenizer)
+    completions = complete(opened, texts, max_tokens, sampling, display, stream)
+    if as_json:
+        source = {"run": str(opened.folder), "stage": opened.stage, "checkpoint": str(opened.checkpoint)}
+        first = {"prompt": texts[0], "text": completions[0]["text"]}
+        emit({**source, **sampling, "max_tokens": max_tokens, **first, "completions": completions})
+    elif stream is not None:
+        click.echo(stream.rest())
+    else:
+        click.echo("\n\n".join(done["prompt"] + done["text"] for done in completions))
+
+
+class Stream:
+    """Writes tokens to standard output as they come; the bytes of a character wait until it is whole."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def __call__(self, index: int, token: int) -> None:
+        if token == self.tokenizer.delimiter:
+            return
+        # The head may have more rows than there are tokens.
+        data = self.tokenizer.token_bytes(token) if token < self.tokenizer.size else "\ufffd".encode()
+        click.echo(self.decoder.decode(data), nl=False)
+
+    def rest(self) -> str:
+        """What is left of a character that was never finished: U+FFFD, or nothing."""
+        return self.decoder.decode(b"", final=True)
+
+
+def complete(
+    opened: Any,
+    texts: list[str],
+    max_tokens: int,
+    sampling: dict[str, Any],
+    display: Display,
+    stream: Stream | None = None,
+) -> list[dict[str, Any]]:
+    """Of each: prompt, text (what follows), tokens (ids; the delimiter last if it ended), finish_reason."""
+    import torch
+
+    from cupola.generate import generate
+
+    tokenizer = opened.tokenizer
+    prompts = [[tokenizer.delimiter, *tokenizer.encode(text).tolist()] for text in texts]
+    longest = max(map(len, prompts)) + max_tokens
+    if longest > opened.sequence_length:
+        display.warn(
+            f"up to {longest} tokens are asked for; stage {opened.stage} was trained on rows of"
+            f" {opened.sequence_length}, and what lies beyond may be poor"
+        )
+    with torch.autocast(opened.device.type, torch.bfloat16, enabled=opened.precision == "bf16"):
+        completions = generate(
+            opened.module,
+            prompts,
+            max_tokens,
+            stop={tokenizer.delimiter},
+            on_token=stream,
+            **sampling,
+        )
+    return [
+        {
+            "prompt": text,
+            "text": tokenizer.decode(token for token in done.tokens if token != tokenizer.delimiter),
+            "tokens": done.tokens,
+            "finish_reason": done.finish_reason,
+        }
+        for text, done in zip(texts, completions, strict=True)
+    ]
+
+
+def _read(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompt -: is not UTF-8 text (byte {error.start}: {error.reason})") from error
