@@ -1,0 +1,319 @@
+"""`gather`: a recipe's source to a folder of clean, split text; from the cache if nothing has changed.
+
+Guarantees:
+- The folder `text/<hash>` in the cache appears whole or not at all; its address is a hash of the source's
+  block, of what was taken (packages with their SHA-256, files with size and time, revisions) and of the
+  cleaning code's version. Killed at any moment, gathering starts again; nothing half-done is taken for whole.
+- Asked again, it answers at once: names and sizes of the files are compared, and their contents (SHA-256)
+  once a process. Packages and hubs are not asked again until `refresh`; the user's files are looked at each
+  time.
+- Where a source cannot be had, its `fallback` is taken, loudly; which one is remembered (so that a network
+  that comes back doesn't change the corpus under a run) and recorded in the facts until `refresh`.
+- Two processes that want the same source: the second waits for the first and finds it done.
+
+Costs, on two cores: about 10 MB/s of HTML, 40 MB/s of plain text.
+"""
+
+import functools
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cupola.corpus import pool
+from cupola.corpus.cleaning import VERSION
+from cupola.corpus.collecting import Collector
+from cupola.corpus.documents import DocumentWriter
+from cupola.corpus.patterns import as_list
+from cupola.corpus.reading import Reading, Rules
+from cupola.corpus.sources import Resolved, Source, SourceUnavailable
+from cupola.corpus.sources.files import FilesSource
+from cupola.corpus.sources.hub import HuggingFaceSource
+from cupola.corpus.sources.installed import InstalledPython
+from cupola.corpus.sources.packages import PackageSource
+from cupola.display import Display, count
+from cupola.errors import CupolaError, InputError
+from cupola.paths import cache_root
+from cupola.recipe.schema import Corpus
+from cupola.storage import MANIFEST, digest, new_folder, read_manifest, verify, write_json
+
+WARNINGS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A source's clean text.
+
+    Attributes:
+        path: folder with `train.parquet` and `heldout.parquet` (see `documents`).
+        facts: documents and bytes of each split, dropped (documents by reason), skipped_files (by reason),
+            decoded (by rule, what was not UTF-8), licences (documents by note), taken (source, fallback:
+            bool, because), versions, cleaning.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+
+
+def text_root() -> Path:
+    """Where gathered text lies: one folder for each source as it was taken."""
+    return cache_root() / "text"
+
+
+def gather(name: str, corpus: Corpus, display: Display, refresh: bool = False) -> Gathered:
+    """The clean text of a source, made if it isn't there.
+
+    Args:
+        name: the source's name in the recipe, for messages.
+        refresh: fetch packages and revisions again, and try every source of the fallback chain again.
+
+    Raises:
+        InputError: neither the source nor a fallback can be had, or nothing remains of it.
+        CupolaError: the cache can't be written, a kept archive is damaged, a process was killed.
+    """
+    request = digest({"block": corpus.model_dump(mode="json"), "cleaning": VERSION})[:32]
+    text_root().mkdir(parents=True, exist_ok=True)
+    pointer = text_root() / f"{request}.json"
+    with _only_one(text_root() / f".{request}.lock", name, display):
+        chain = _chain(corpus)
+        known = _remembered(pointer, refresh)
+        because: list[str] = known.get("because", [])
+        for number in range(known.get("chosen", 0), len(chain)):
+            block = chain[number]
+            source = source_of(block)
+            try:
+                # What a hub or registry answered before stands; what is on this machine is looked at.
+                resolved = (
+                    Resolved(known["inputs"], known["versions"])
+                    if known.get("chosen") == number and not source.local and _cached(block, known["inputs"])
+                    else source.resolve(display, refresh)
+                )
+            except SourceUnavailable as error:
+                because.append(f"{source.label}: {error}")
+                if number + 1 < len(chain):
+                    display.warn(
+                        f"{name}: {error}; taking the fallback, {source_of(chain[number + 1]).label}"
+                    )
+                continue
+            gathered = _gather_one(name, block, source, resolved, display)
+            facts = {
+                "chosen": number,
+                "because": because,
+                "inputs": resolved.inputs,
+                "versions": resolved.versions,
+            }
+            write_json(pointer, facts)
+            if known.get("chosen") == number and number > 0:
+                display.warn(
+                    f"{name}: {source.label} is a fallback, taken before since {because[0]};"
+                    " `cupola corpus gather --refresh` tries again"
+                )
+            taken = {"source": source.label, "fallback": number > 0, "because": because}
+            return Gathered(
+                gathered, {**read_manifest(gathered), "taken": taken, "versions": resolved.versions}
+            )
+    raise InputError(f"corpora.{name}: cannot be had: {'; '.join(because)}")
+
+
+def source_of(corpus: Corpus) -> Source:
+    """The source that a block names.
+
+    Raises:
+        InputError: it names none, or several.
+    """
+    packages = [(client, as_list(getattr(corpus, client))) for client in ("apt", "npm", "pypi")]
+    named = [client for client, requests in packages if requests]
+    others = [kind for kind in ("huggingface", "python") if getattr(corpus, kind)]
+    if len(named) + len(others) > 1 or (others and corpus.files):
+        raise InputError(
+            f"a source is one of files, huggingface, apt, npm, pypi, python, not {named + others}"
+        )
+    for client, requests in packages:
+        if requests:
+            return PackageSource(client, requests, corpus)
+    if corpus.huggingface:
+        return HuggingFaceSource(corpus)
+    if corpus.python:
+        return InstalledPython(corpus)
+    if corpus.files:
+        return FilesSource(corpus)
+    raise InputError("a source is one of files, huggingface, apt, npm, pypi, python; none is given")
+
+
+def _chain(corpus: Corpus | None) -> list[Corpus]:
+    chain = []
+    while corpus is not None:
+        chain.append(corpus.model_copy(update={"fallback": None}))
+        corpus = corpus.fallback
+    return chain
+
+
+def _remembered(pointer: Path, refresh: bool) -> dict[str, Any]:
+    if refresh or not pointer.exists():
+        return {}
+    import json
+
+    try:
+        return json.loads(pointer.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+
+
+@contextmanager
+def _only_one(path: Path, name: str, display: Display) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        display.say(f"{name}: another process is gathering it; waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _target(block: Corpus, inputs: Any) -> Path:
+    address = {"block": block.model_dump(mode="json"), "inputs": inputs, "cleaning": VERSION}
+    return text_root() / digest(address)[:32]
+
+
+def _cached(block: Corpus, inputs: Any) -> bool:
+    return (_target(block, inputs) / MANIFEST).exists()
+
+
+@functools.cache
+def _verified(target: Path) -> None:
+    """Contents are compared once a process; a failure isn't remembered."""
+    verify(target)
+
+
+def _gather_one(name: str, block: Corpus, source: Source, resolved: Resolved, display: Display) -> Path:
+    target = _target(block, resolved.inputs)
+    if _cached(block, resolved.inputs):
+        try:
+            verify(target, contents=False)
+            _verified(target)
+            facts = read_manifest(target)
+            display.say(f"{name}: {_summary(facts)}, from the cache")
+            return target
+        except CupolaError as error:
+            display.warn(f"{name}: {error}; gathering it again")
+            if not source.local:
+                resolved = source.resolve(display, False)
+                target = _target(block, resolved.inputs)
+    begun = time.monotonic()
+    _make(name, block, source, target, resolved, display)
+    facts = read_manifest(target)
+    seconds = time.monotonic() - begun
+    rate = sum(facts["bytes"].values()) / 1e6 / max(seconds, 1e-3)
+    display.say(f"{name}: {_summary(facts)}, from {source.label} in {seconds:.1f}s ({rate:.1f} MB/s)")
+    if facts["documents"]["heldout"] == 0:
+        display.warn(
+            f"{name}: nothing is held out of it ({'one piece of text' if block.heldout else 'heldout: 0'})"
+        )
+    return target
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    text = f"{count(sum(facts['documents'].values()))} documents, {sum(facts['bytes'].values()) / 1e6:.1f} MB"
+    dropped = sum(facts["dropped"].values())
+    return text + (f" ({count(dropped)} dropped)" if dropped else "")
+
+
+def _make(
+    name: str, block: Corpus, source: Source, target: Path, resolved: Resolved, display: Display
+) -> None:
+    report = Reading()
+    facts: dict[str, Any] = {}
+    with new_folder(target, facts) as folder:
+        workspace = folder / "unpacked"
+        workspace.mkdir()
+        with display.task(f"{name}: unpacking") if not source.local else _nothing():
+            work = source.open(workspace, report)
+        with (
+            DocumentWriter(folder / "train.parquet") as train,
+            DocumentWriter(folder / "heldout.parquet") as heldout,
+        ):
+            collector = Collector(block.heldout, block.max_bytes, train, heldout)
+            _collect(name, block, work, collector, report, display)
+        shutil.rmtree(workspace)
+        dropped = dict(sorted((report.dropped + collector.dropped).items()))
+        skipped = dict(sorted(report.skipped.items()))
+        _warn(name, report, dropped, display)
+        if train.documents == 0:
+            raise InputError(_empty(name, source, dropped, skipped, heldout.documents))
+        facts.update(
+            documents={"train": train.documents, "heldout": heldout.documents},
+            bytes={"train": train.bytes, "heldout": heldout.bytes},
+            dropped=dropped,
+            skipped_files=skipped,
+            cut_at_max_bytes=collector.full,
+            decoded=dict(sorted(report.decoded.items())),
+            licences=dict(sorted(collector.licences.items())),
+            source=source.label,
+            inputs_sha256=digest(resolved.inputs),
+            versions=resolved.versions,
+            cleaning=VERSION,
+        )
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _collect(
+    name: str, block: Corpus, work: Any, collector: Collector, report: Reading, display: Display
+) -> None:
+    automatic = not as_list(block.files)
+    rules = Rules(block.min_document_bytes, block.text_field, english_only=automatic, find_repeats=automatic)
+    with display.task(f"{name}: reading", work.cost, "bytes") as task:
+        readings = pool.read_in_order(work.portions, rules, pool.processes_for(work.cost))
+        try:
+            for reading in readings:
+                for document in reading.documents:
+                    if collector.full:
+                        break
+                    collector.add(document)
+                report.dropped.update(reading.dropped)
+                report.skipped.update(reading.skipped)
+                report.decoded.update(reading.decoded)
+                report.warnings += reading.warnings
+                task.advance(reading.cost)
+                if collector.full:
+                    break
+        finally:
+            readings.close()  # type: ignore[attr-defined]
+        collector.finish()
+
+
+def _warn(name: str, report: Reading, dropped: dict[str, int], display: Display) -> None:
+    for line in report.warnings[:WARNINGS_SHOWN]:
+        display.warn(f"{name}: {line}")
+    if len(report.warnings) > WARNINGS_SHOWN:
+        display.warn(f"{name}: {len(report.warnings) - WARNINGS_SHOWN} more such lines; counts follow")
+    if dropped:
+        display.say(f"{name}: dropped {_listed(dropped)}")
+    if report.skipped:
+        display.say(f"{name}: files not read: {_listed(report.skipped)}")
+    for rule, number in report.decoded.items():
+        display.warn(f"{name}: {number} texts were not UTF-8 and were read as {rule}")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in counts.items())
+
+
+def _empty(name: str, source: Source, dropped: dict[str, int], skipped: dict[str, int], heldout: int) -> str:
+    counts = Counter({**dropped, **{f"files {reason}": number for reason, number in skipped.items()}})
+    if heldout:
+        counts["held out (lower `heldout`)"] = heldout
+    why = _listed(counts) or "it holds no files that are wanted"
+    return f"corpora.{name}: no text remains of {source.label}: {why}"

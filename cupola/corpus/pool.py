@@ -1,0 +1,74 @@
+"""Reading portions in several processes, results in order, memory bounded.
+
+Guarantees: results come in the order of the portions whatever the number of processes; at most a few
+portions per process are under way; when the caller stops asking, nothing more is read; the processes end
+with the one that started them, also when that one is killed. Processes are spawned, not forked, so they are
+safe beside threads; that costs about half a second, and a small amount of work is done in this process
+instead.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from cupola.corpus.reading import Portion, Reading, Rules, read_portion
+from cupola.errors import CupolaError
+
+SMALL_WORK_BYTES = 3_000_000
+MOST_PROCESSES = 16
+UNDER_WAY = 3
+"""Portions for each process that are read or waiting for the collector."""
+
+
+def processes_for(cost: int | None) -> int:
+    """How many processes read this much (bytes; None: unknown); 1 means this one."""
+    if cost is not None and cost < SMALL_WORK_BYTES:
+        return 1
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, MOST_PROCESSES)
+
+
+def read_in_order(portions: Iterator[Portion], rules: Rules, processes: int) -> Iterator[Reading]:
+    """The readings of the portions, in their order.
+
+    Raises:
+        CupolaError: a process was killed (mostly by the system, for want of memory).
+    """
+    if processes == 1:
+        for portion in portions:
+            yield read_portion(portion, rules)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare_process)
+    try:
+        waiting: deque[Future[Reading]] = deque()
+        for portion in portions:
+            waiting.append(pool.submit(read_portion, portion, rules))
+            if len(waiting) >= UNDER_WAY * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise CupolaError("a process that read text was killed; was there enough memory?") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_process() -> None:
+    # Ctrl-C is the first process's to handle, which ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: "multiprocessing.process.BaseProcess") -> None:
+    with contextlib.suppress(Exception):
+        parent.join()
+    os._exit(1)
