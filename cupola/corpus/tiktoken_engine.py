@@ -76,9 +76,7 @@ class TiktokenEngine:
         """The ids, (tokens,) int32; None if the pattern overflows tiktoken's stack on this text."""
         try:
             ranks = self.encoding.encode_to_numpy(text, allowed_special=self.plain, disallowed_special=())
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # Rust's panic, which is not an Exception
-                raise
+        except ValueError:
             return None
         return self.ids[ranks]
 

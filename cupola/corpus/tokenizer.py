@@ -3,8 +3,8 @@
 Guarantees:
 - The ids are those that the `tokenizers` library gives for the file. Where the file is byte-level BPE they
   are computed by tiktoken on the same merges, 5 to 6 times faster; `engine` says which, `engine_reason` why
-  not (`cupola.corpus.tiktoken_engine` decides). Text that would overflow tiktoken's stack (very long runs
-  of spaces) goes to `tokenizers` by itself.
+  not (`cupola.corpus.tiktoken_engine` decides). A text that overflows tiktoken's stack (a run of some
+  hundred thousand spaces) goes to `tokenizers` by itself.
 - Text never becomes a special token: a literal `<|endoftext|>` in a document is encoded as its characters.
   Added tokens that the file does not call special are part of the vocabulary and are found, as its author
   meant.
@@ -49,7 +49,6 @@ DELIMITERS = (
 )
 """Names of the token between documents, the most telling first."""
 REPLACEMENT = "\ufffd"
-SPACES_AT_ONCE = 50_000
 CHUNK_CHARACTERS = 500_000
 
 
@@ -133,9 +132,7 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, (tokens,) int32; without delimiter."""
         text = valid_text(text)
-        if self._fast is None or _has_long_space(text):
-            return self._encode_slowly([text])[0]
-        ids = self._fast.encode(text)
+        ids = self._fast.encode(text) if self._fast else None
         return self._encode_slowly([text])[0] if ids is None else ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -233,12 +230,6 @@ def valid_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def _has_long_space(text: str) -> bool:
-    """Whether a run of spaces may be longer than 2 * `SPACES_AT_ONCE`: it then fills a whole slice."""
-    whole = range(0, len(text) - SPACES_AT_ONCE + 1, SPACES_AT_ONCE)
-    return any(text[start].isspace() and text[start : start + SPACES_AT_ONCE].isspace() for start in whole)
 
 
 def _chunks(texts: list[str]) -> Iterator[list[str]]:
