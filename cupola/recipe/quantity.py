@@ -17,6 +17,7 @@ from pydantic_core import CoreSchema, core_schema
 UNITS = ("tokens", "steps", "items", "epochs", "%")
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kKMBGT]?)\s*([a-z]+|%)?\s*$")
+LARGEST = 10**18
 SINGULAR = {"token": "tokens", "step": "steps", "item": "items", "epoch": "epochs", "percent": "%"}
 
 
@@ -41,7 +42,7 @@ class Quantity:
                 f'an amount such as "20M tokens", "1000 steps" or "5%" is expected, not {value!r}'
             )
         if isinstance(value, int | float):
-            amount, unit = value, ""
+            amount, unit = Decimal(value), ""
         else:
             match = PATTERN.match(value)
             if match is None:
@@ -53,8 +54,8 @@ class Quantity:
             unit = SINGULAR.get(match[3] or "", match[3] or "")
         if unit not in ("", *UNITS):
             raise ValueError(f"unknown unit {unit!r}; units are {', '.join(UNITS)}")
-        if not 0 <= amount < float("inf"):
-            raise ValueError(f"an amount must be finite and not negative, not {value!r}")
+        if not amount.is_finite() or not 0 <= amount <= LARGEST:
+            raise ValueError(f"an amount is a number from 0 to 10^18, not {value!r}")
         return cls(int(amount) if amount == int(amount) else float(amount), unit)
 
     def __str__(self) -> str:

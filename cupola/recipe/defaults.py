@@ -1,0 +1,55 @@
+"""What a stage leaves out: taken over from the stage before it, or a default.
+
+Sequence length, batch and optimizer pass on to the next stage of the same objective; a schedule passes on
+its last value, since a ramp is climbed once. The first stage of an objective has the defaults below.
+"""
+
+from cupola.recipe.quantity import Piecewise, Quantity
+from cupola.recipe.schema import Model, Optimizer, Recipe, Stage
+
+SEQUENCE_LENGTH = 1024
+"""Tokens in a row, or the model's learned positions where they are fewer."""
+BATCH_TOKENS = 65_536
+"""Tokens in a step (at least one row). Right for models of some millions of parameters; GPT-3 (Brown et
+al. 2020, table 2.1) had 0.5M for 125M parameters and 3.2M for 175B."""
+
+
+def fill_stages(recipe: Recipe) -> Recipe:
+    """The recipe with sequence length, batch and optimizer of every stage stated."""
+    before: dict[str, Stage] = {}
+    stages = {}
+    for name, stage in recipe.stages.items():
+        stages[name] = before[stage.objective] = _fill(stage, before.get(stage.objective), recipe.model)
+    return recipe.model_copy(update={"stages": stages})
+
+
+def _fill(stage: Stage, before: Stage | None, model: Model) -> Stage:
+    lengths = stage.sequence_length
+    sizes = stage.batch_tokens
+    optimizer = stage.optimizer
+    if before:
+        lengths = lengths or _last(before.sequence_length)
+        sizes = sizes or _last(before.batch_tokens)
+        optimizer = optimizer or before.optimizer
+    lengths = lengths or _constant(min(SEQUENCE_LENGTH, _learned_positions(model)))
+    return stage.model_copy(
+        update={
+            "sequence_length": lengths,
+            "batch_tokens": sizes or _constant(max(BATCH_TOKENS, *lengths.values)),
+            "optimizer": optimizer or Optimizer(),
+        }
+    )
+
+
+def _learned_positions(model: Model) -> int:
+    if model.positions == "learned" and model.max_positions:
+        return model.max_positions
+    return SEQUENCE_LENGTH
+
+
+def _constant(value: int) -> Piecewise[int]:
+    return Piecewise(((Quantity(0, "%"), value),))
+
+
+def _last(schedule: Piecewise[int] | None) -> Piecewise[int] | None:
+    return _constant(schedule.values[-1]) if schedule else None

@@ -1,0 +1,190 @@
+"""From a file and `--set` to a whole, frozen recipe; every mistake is one line with file, line and key.
+
+    FILE:LINE: stages.pretrain.sequense_length: unknown key; did you mean sequence_length?
+
+The order: the file on top of what its `base:` names, `model:` on top of its preset, `--set` from left to
+right on top of that; then paths and environment variables, the schema, what stages pass on, and the checks
+across blocks. What comes out has every stage complete, and writing it down (`dump`) and loading that again
+gives the same recipe.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cupola.errors import InputError
+from cupola.recipe.checks import WITH_FILES, problems
+from cupola.recipe.defaults import fill_stages
+from cupola.recipe.document import Node, dotted, read_document, read_value, shown
+from cupola.recipe.lookup import find_preset, find_recipe, presets
+from cupola.recipe.merging import assign, merge
+from cupola.recipe.messages import explain, located
+from cupola.recipe.schema import Model, Recipe
+from cupola.recipe.structure import kind_at
+
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe.
+
+    Args:
+        path_or_name: a file, or the name of a recipe in ./recipes or of a shipped one.
+        overrides: `KEY=VALUE`, KEY dotted, VALUE in YAML; as `--set` gives them.
+
+    Returns:
+        The recipe with `tokens`, `sequence_length`, `batch_tokens` and `optimizer` of every stage stated.
+
+    Raises:
+        InputError: one line; it ends in "(and 2 more)" where there are more mistakes.
+    """
+    tree = _read(find_recipe(str(path_or_name), Path()))
+    for override in overrides:
+        tree = _override(tree, override)
+    tree = _resolve_paths(tree)
+    try:
+        recipe = fill_stages(Recipe.model_validate(tree.plain()))
+    except ValidationError as error:
+        raise _first(explain(error, tree)) from None
+    lines = [located(tree, problem.path, problem.message) for problem in problems(recipe)]
+    if lines:
+        raise _first(lines)
+    return recipe
+
+
+def load_preset(name: str) -> Model:
+    """A shipped model preset.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    tree = read_document(find_preset(name, Path(), ""))
+    try:
+        return Model.model_validate(tree.plain())
+    except ValidationError as error:
+        raise _first(explain(error, Node({"model": tree}, tree.where, tree.folder))) from None
+
+
+def dump(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON-able values, without what is unset."""
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def _first(lines: list[str]) -> InputError:
+    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+    return InputError(f"{lines[0]}{more}")
+
+
+def _read(path: Path, heirs: tuple[Path, ...] = ()) -> Node:
+    """A document on top of its base, and its base's."""
+    tree = read_document(path)
+    content = dict(tree.value)
+    base = content.pop("base", None)
+    fresh = "model" in content and _names_preset(content["model"])
+    if "model" in content:
+        content["model"] = _with_preset(content["model"])
+    above = Node(content, tree.where, tree.folder)
+    empty = Node({}, tree.where, tree.folder)
+    if base is None or base.value is None:
+        return merge(empty, above, kind_at(()))
+    below = _base(base, (*heirs, path.resolve()))
+    if fresh:
+        below = Node({k: v for k, v in below.value.items() if k != "model"}, below.where, below.folder)
+    return merge(below, above, kind_at(()))
+
+
+def _base(base: Node, heirs: tuple[Path, ...]) -> Node:
+    where = f"{base.where}: base: "
+    if not isinstance(base.value, str):
+        raise InputError(f"{where}a file or the name of a recipe is expected, not {base.value!r}")
+    if base.value in presets() and not (base.folder / base.value).exists():
+        return Node({"model": read_document(presets()[base.value])}, base.where, base.folder)
+    path = find_recipe(base.value, base.folder, where)
+    if path.resolve() in heirs:
+        ring = " -> ".join(shown(heir) for heir in (*heirs[heirs.index(path.resolve()) :], path))
+        raise InputError(f"{where}recipes that build on each other in a circle: {ring}")
+    return _read(path, heirs)
+
+
+def _names_preset(model: Node) -> bool:
+    """`model: llama3-8b` or `model: {base: llama3-8b, ...}`: nothing of an earlier model remains."""
+    return isinstance(model.value, str) or (isinstance(model.value, dict) and "base" in model.value)
+
+
+def _with_preset(model: Node) -> Node:
+    """The model block on top of the preset that it names."""
+    if not _names_preset(model):
+        return model
+    block = {"base": model} if isinstance(model.value, str) else dict(model.value)
+    base = block.pop("base")
+    where = f"{base.where}: model.base: "
+    if not isinstance(base.value, str):
+        raise InputError(f"{where}the name of a preset is expected, not {base.value!r}")
+    preset = read_document(find_preset(base.value, base.folder, where))
+    return merge(preset, Node(block, model.where, model.folder), Model, ("model",))
+
+
+def _override(tree: Node, override: str) -> Node:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise InputError(
+            f"--set {override}: KEY=VALUE is expected, such as stages.pretrain.learning_rate=3e-4"
+        )
+    value = read_value(text.strip(), f"--set {override}", Path.cwd())
+    if path == ["model", "base"]:
+        path, value = ["model"], Node({"base": value}, value.where, value.folder)
+    if path == ["model"] and _names_preset(value):
+        return Node({**tree.value, "model": _with_preset(value)}, tree.where, tree.folder)
+    return assign(tree, kind_at(()), path, value)
+
+
+def _resolve_paths(tree: Node) -> Node:
+    """Environment variables, `~` and relative paths, each against the folder of the file that wrote it."""
+    for name, corpus in (_children(tree, "corpora")).items():
+        tree = _replace(tree, ("corpora", name), _corpus_paths(corpus, ("corpora", name)))
+    path = _children(tree, "tokenizer").get("path")
+    return tree if path is None else _replace(tree, ("tokenizer", "path"), _path(path, ("tokenizer", "path")))
+
+
+def _corpus_paths(corpus: Node, key: tuple[str, ...]) -> Node:
+    if not isinstance(corpus.value, dict):
+        return corpus
+    if "fallback" in corpus.value:
+        inner = _corpus_paths(corpus.value["fallback"], (*key, "fallback"))
+        corpus = _replace(corpus, ("fallback",), inner)
+    # Beside a package, `files` are patterns inside it.
+    if "files" not in corpus.value or any(kind in corpus.value for kind in WITH_FILES):
+        return corpus
+    return _replace(corpus, ("files",), _path(corpus.value["files"], (*key, "files")))
+
+
+def _path(node: Node, key: tuple[str, ...]) -> Node:
+    if isinstance(node.value, list):
+        return Node([_path(item, key) for item in node.value], node.where, node.folder)
+    if not isinstance(node.value, str) or "://" in node.value:
+        return node
+
+    def expand(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise InputError(f"{node.where}: {dotted(key)}: the environment variable {name} is not set")
+        return os.environ[name]
+
+    text = os.path.expanduser(VARIABLE.sub(expand, node.value))
+    return Node(os.path.normpath(node.folder / text), node.where, node.folder)
+
+
+def _children(tree: Node, key: str) -> dict[str, Node]:
+    node = tree.value.get(key)
+    return node.value if node is not None and isinstance(node.value, dict) else {}
+
+
+def _replace(tree: Node, path: Sequence[str], value: Node) -> Node:
+    key, *rest = path
+    inner = _replace(tree.value[key], rest, value) if rest else value
+    return Node({**tree.value, key: inner}, tree.where, tree.folder)
