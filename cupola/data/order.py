@@ -181,7 +181,7 @@ class Order:
         return {name: float(k / n) for name, k, n in zip(self.names, entries, self._spans, strict=True)}
 
     def notes(self) -> list[str]:
-        """What a person should hear before the stage starts: epochs, raised weights, changes without effect."""
+        """What a person should hear before the stage starts: epochs, raised and ineffective weights."""
         epochs, found = self.epochs_of(self.clock.end), []
         for name, seen in epochs.items():
             if seen > 1:
@@ -200,8 +200,9 @@ class Order:
                 )
         if self._ignored:
             found.append(
-                f"stage {self.stage!r}: {self._ignored} of the weights in data have no effect: weights change "
-                f"between windows of {self.clock.window:,} tokens, and the next change or the end comes first"
+                f"stage {self.stage!r}: {self._ignored} of the weights in data have no effect: weights "
+                f"change between windows of {self.clock.window:,} tokens, and the next change or the end "
+                f"comes first"
             )
         return found
 

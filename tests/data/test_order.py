@@ -221,7 +221,7 @@ def test_notes_say_when_a_weight_is_raised() -> None:
 
 
 def test_notes_say_when_a_change_of_weights_has_no_effect() -> None:
-    """A window is 512 tokens: the changes at 600 and 700 both come at 1,024; the one at 1,100 after the end."""
+    """A window is 512 tokens: the changes at 600 and 700 both come at 1,024, that at 1,100 after the end."""
     data = {"0": {"a": 1}, "600 tokens": {"b": 1}, "700 tokens": {"c": 1}, "1100 tokens": {"b": 1}}
     order = order_of(small_stage(tokens=1_200, data=data))
     assert [order.names[row] for row in order.rows(0, order.clock.end)["source"]] == ["a"] * 32 + ["c"] * 6
