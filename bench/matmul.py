@@ -5,11 +5,11 @@ import time
 import torch
 
 SIZES = (1024, 2048)
-SECONDS = 1.0
+SECONDS = 0.5
 
 
 def matmul_peak(precision: str, device: str, sizes: tuple[int, ...] = SIZES) -> float:
-    """FLOP/s of the fastest square torch.mm among `sizes`, each repeated for about a second, best taken."""
+    """FLOP/s of the fastest square torch.mm among `sizes`, each repeated for half a second, best taken."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     best = 0.0
     for size in sizes:

@@ -175,8 +175,8 @@ def show(result: dict[str, Any]) -> None:
     shape = Shape(**result["shape"])
     click.echo(
         f"\n{shape.layers} layers, {shape.width} wide, {shape.heads} heads, vocabulary {shape.vocabulary},"
-        f" sequence {shape.sequence}, batch {shape.batch}; {result['precision']}, {result['threads']} threads,"
-        f" {result['device']}; matmul peak {result['matmul_peak_flops'] / 1e9:.0f} GFLOP/s"
+        f" sequence {shape.sequence}, batch {shape.batch}; {result['precision']}, {result['device']},"
+        f" {result['threads']} threads; matmul peak {result['matmul_peak_flops'] / 1e9:.0f} GFLOP/s"
     )
     columns = (
         "",
