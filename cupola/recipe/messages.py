@@ -73,9 +73,9 @@ def located(tree: Node, path: Sequence[Key], message: str) -> str:
 
 
 def explain(error: ValidationError, tree: Node) -> list[str]:
-    """A line for each key at fault, in the order of the file."""
+    """A line for each key at fault; missing keys last, since a misspelt one is often why they are."""
     at_key: dict[tuple[Key, ...], list[Any]] = {}
-    for item in error.errors():
+    for item in sorted(error.errors(), key=lambda item: item["type"] == "missing"):
         at_key.setdefault(_path(item, tree), []).append(item)
     return [
         located(tree, path, _message(path, items))

@@ -16,7 +16,9 @@ from pydantic_core import CoreSchema, core_schema
 
 UNITS = ("tokens", "steps", "items", "epochs", "%")
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kKMBGT]?)\s*([a-z]+|%)?\s*$")
+PATTERN = re.compile(
+    r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)\s*([kKMBGT]?)\s*([a-z]+|%)?\s*$"
+)
 LARGEST = 10**18
 SINGULAR = {"token": "tokens", "step": "steps", "item": "items", "epoch": "epochs", "percent": "%"}
 
@@ -101,8 +103,8 @@ class Piecewise(Generic[Value]):
             return value
         if not isinstance(value, dict):
             return cls(((Quantity(0, "%"), parse_value(value)),))
-        steps = tuple((Quantity.parse(start), parse_value(v)) for start, v in value.items())
-        units = {start.unit or "tokens" for start, _ in steps if start.amount}
+        steps = tuple((_position(start), parse_value(v)) for start, v in value.items())
+        units = {start.unit for start, _ in steps if start.amount}
         if not units <= {"%", "tokens"} or len(units) > 1:
             raise ValueError(
                 "positions are percentages or tokens, all of one kind, such as {0%: 128, 40%: 256}"
@@ -138,7 +140,13 @@ class Piecewise(Generic[Value]):
         """As it is written in a recipe."""
         if len(self.steps) == 1:
             return self.steps[0][1]
-        return {str(start) if start.amount else "0%": value for start, value in self.steps}
+        return {str(start): value for start, value in self.steps}
+
+
+def _position(value: Any) -> Quantity:
+    """A position as a quantity; a bare number is tokens, and 0 is always 0%."""
+    start = Quantity.parse(value)
+    return Quantity(start.amount, start.unit or "tokens") if start.amount else Quantity(0, "%")
 
 
 def start_in_tokens(start: Quantity, total: int) -> int:

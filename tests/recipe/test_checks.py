@@ -1,0 +1,119 @@
+# ruff: noqa: E501 (tables read best with one case to a line)
+"""What the blocks of a recipe must agree on; each line names the key and the mend."""
+
+from pathlib import Path
+
+import pytest
+
+from cupola.errors import InputError
+from cupola.recipe.loading import load
+from cupola.recipe.schema import Model, Sizes
+
+WHOLE = """\
+name: whole
+corpora:
+  mine: {files: texts/*.md}
+tokenizer:
+  vocabulary: 512
+model:
+  layers: 2
+  width: 64
+  heads: 4
+stages:
+  pretrain:
+    data: {mine: 1}
+    tokens: 1M tokens
+    sequence_length: 64
+    batch_tokens: 512
+    learning_rate:
+      peak: 1e-3
+"""
+
+
+@pytest.fixture(autouse=True)
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(WHOLE)
+
+
+MIDTRAIN = "stages.midtrain={data: {mine: 1}, tokens: 1k tokens, learning_rate: 1"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["corpora.mine.npm=x", "corpora.mine.pypi=y"], "r.yaml:3: corpora.mine: names npm and pypi; a corpus has one source"),
+        (["corpora.mine.huggingface=x"], "r.yaml:3: corpora.mine: names huggingface and files; a corpus has one source"),
+        (["corpora.mine.python=code"], "r.yaml:3: corpora.mine: names python and files"),
+        (["corpora.mine.files=null"], "r.yaml:3: corpora.mine: names no source; give one of files, huggingface, apt"),
+        (["corpora.mine.files=[]"], "r.yaml:3: corpora.mine: names no source"),
+        (["corpora.mine.fallback={max_bytes: 5}"], "--set corpora.mine.fallback={max_bytes: 5}: names no source"),
+        (["corpora.mine.subset=x"], "--set corpora.mine.subset=x: only a huggingface source has subsets"),
+        (["tokenizer.train_on=nobody"], "--set tokenizer.train_on=nobody: tokenizer.train_on.nobody: there is no corpus nobody; corpora has mine"),
+        (["tokenizer.kind=file"], "r.yaml:4: tokenizer.path: kind file needs the path of a tokenizer.json"),
+        (["tokenizer.path=x"], "--set tokenizer.path=x: has no effect on kind bpe"),
+        (["model.vocabulary=511"], "--set model.vocabulary=511: 511 is less than the tokenizer's 512; raise it"),
+        (["model.heads=5"], "--set model.heads=5: width 64 is not divisible by 5 heads; take a width of 60 or 65, or state head_width"),
+        (["model.heads=100"], "--set model.heads=100: width 64 is not divisible by 100 heads; take a width of 100, or"),
+        (["model.heads=64"], "--set model.heads=64: rotary positions need an even head width, not 1"),
+        (["model.head_width=7"], "--set model.head_width=7: rotary positions need an even head width, not 7"),
+        (["model.key_value_heads=3"], "--set model.key_value_heads=3: 4 heads can't be shared among 3 key/value heads"),
+        (["model.positions=learned"], "r.yaml:6: model.max_positions: learned positions need the number of their rows"),
+        (["model.positions=learned", "model.max_positions=32"], "r.yaml:14: stages.pretrain.sequence_length: 64 is beyond the 32 learned positions"),
+        (["model.positions=learned", "model.max_positions=64", "model.rope.factor=2"], "--set model.rope.factor=2: model.rope: has no effect on learned positions"),
+        (["model.rope.factor=2"], "--set model.rope.factor=2: has no effect without rope_type"),
+        (["model.rope={rope_type: llama3, factor: 2}"], "--set model.rope={rope_type: llama3, factor: 2}: rope_type llama3 needs original_max_position_embeddings"),
+        (["scale.tensor=2"], "--set scale.tensor=2: 2 workers: parallel layouts are not built yet; leave it at 1"),
+        (["scale.data=8"], "--set scale.data=8: 8 workers: parallel layouts are not built yet"),
+        (["scale.microbatch_tokens=32"], "--set scale.microbatch_tokens=32: 32 is less than one row of 64 tokens of stage pretrain"),
+        (["stages.pretrain.sequence_length={0%: 48, 50%: 64}"], "--set stages.pretrain.sequence_length={0%: 48, 50%: 64}: 48 does not divide the longest, 64"),
+        (["stages.pretrain.batch_tokens=63"], "r.yaml:11: stages.pretrain: batch_tokens 63 at 0% is less than one row of 64 tokens; let batch_tokens be at least 64 from there, or sequence_length at most 63"),
+        (["stages.pretrain.sequence_length={0%: 64, 50%: 1024}"], "r.yaml:11: stages.pretrain: batch_tokens 512 at 50% is less than one row of 1024 tokens"),
+        (["stages.pretrain.tokens=5 epochs", "stages.pretrain.batch_tokens=63"], "r.yaml:11: stages.pretrain: batch_tokens 63 at 0%"),
+        (["stages.pretrain.tokens=100 steps", "stages.pretrain.batch_tokens={0: 64, 1000: 128}"], "r.yaml:11: stages.pretrain: batch_tokens: with a horizon in steps, positions are percentages"),
+        (["stages.pretrain.tokens=null"], "r.yaml:11: stages.pretrain: tokens is missing: how long the stage is"),
+        (["stages.pretrain.learning_rate.warmup=2M tokens"], "r.yaml:11: stages.pretrain: a warm-up of 2,000,000 tokens is longer than the stage (1,000,000)"),
+        (["stages.pretrain.carry=[weights, optimizer]"], "--set stages.pretrain.carry=[weights, optimizer]: there is no stage before this one"),
+        ([MIDTRAIN + ", carry: [optimizer]}"], f"--set {MIDTRAIN}, carry: [optimizer]}}: stages.midtrain.carry: the optimizer's state belongs to the weights"),
+        ([MIDTRAIN + ", optimizer: muon, carry: [weights, optimizer]}"], f"--set {MIDTRAIN}, optimizer: muon, carry: [weights, optimizer]}}: stages.midtrain.carry: muon can't go on from the state of adamw"),
+        (["stages.pretrain=null"], "r.yaml:10: stages: a recipe needs at least one stage"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together(overrides, line):
+    with pytest.raises(InputError) as caught:
+        load("r.yaml", overrides)
+    assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["corpora.mine={npm: x, files: 'a/*.txt'}"],
+        ["model.heads=6", "model.head_width=10"],
+        ["model.vocabulary=131072"],
+        ["tokenizer={kind: file, path: t.json}", "model.vocabulary=100"],
+        ["scale.data=1", "scale.microbatch_tokens=64"],
+        [
+            "stages.pretrain.sequence_length={0%: 32, 50%: 64}",
+            "stages.pretrain.batch_tokens={0%: 32, 50%: 64}",
+        ],
+        ["stages.pretrain.tokens=2 epochs"],
+        [MIDTRAIN + ", carry: [weights, optimizer]}"],
+        [MIDTRAIN + ", optimizer: muon, carry: []}"],
+    ],
+)
+def test_what_fits(overrides):
+    assert load("r.yaml", overrides)
+
+
+def test_sizes_fill_in_what_is_left_out():
+    assert Model(layers=1, width=96, heads=3).sizes() == Sizes(32, 3, 256)
+    assert Model(layers=1, width=100, heads=2, activation="gelu").sizes() == Sizes(50, 2, 448)
+    stated = Model(layers=1, width=96, heads=4, key_value_heads=2, head_width=16, feedforward=100)
+    assert stated.sizes() == Sizes(16, 2, 100)
+
+
+def test_rows_of_the_embedding():
+    model = Model(layers=1, width=8, heads=1)
+    assert [model.rows(size) for size in (1, 64, 65, 8192)] == [64, 64, 128, 8192]
+    assert Model(layers=1, width=8, heads=1, vocabulary=50257).rows(8192) == 50257
