@@ -27,11 +27,14 @@ VERSION = 1
 """Raised whenever the same text and tokenizer would give another store."""
 
 
-def encode_source(gathered: Path, tokenizer: Tokenizer, display: Display | None = None) -> Path:
+def encode_source(
+    gathered: Path, tokenizer: Tokenizer, display: Display | None = None, name: str = "text"
+) -> Path:
     """Encode a gathered source and return the folder of its stores, `train` and `heldout`.
 
     Args:
         gathered: folder of `cupola.corpus.documents`.
+        name: what the display calls it.
 
     Raises:
         CupolaError: the text can't be read, the disk is full.
@@ -45,20 +48,23 @@ def encode_source(gathered: Path, tokenizer: Tokenizer, display: Display | None 
         target = folder / split
         build_once(
             target,
-            partial(_encode_split, gathered, split, target, tokenizer, display),
+            partial(_encode_split, gathered, split, target, tokenizer, display, name),
             display,
             partial(TokenStore, target, tokenizer),
         )
     return folder
 
 
-def _encode_split(gathered: Path, split: Split, target: Path, tokenizer: Tokenizer, display: Display) -> None:
+def _encode_split(
+    gathered: Path, split: Split, target: Path, tokenizer: Tokenizer, display: Display, name: str
+) -> None:
     _, total = totals(gathered, split)
     sizes: deque[int] = deque()
     begun = time.monotonic()
+    title = f"encode {name}" if split == "train" else f"encode {name}, held out"
     facts = {"text": gathered.name, "split": split}
     with (
-        display.task(f"encode {gathered.name} ({split})", total, "bytes") as task,
+        display.task(title, total, "bytes") as task,
         StoreWriter(target, tokenizer, facts) as writer,
     ):
         for ids in tokenizer.encode_stream(_batches(gathered, split, sizes)):

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer as Library
 from cupola import storage
 from cupola.corpus.built import build_once
 from cupola.corpus.documents import documents, totals
+from cupola.corpus.splitting import cut_at_breaks
 from cupola.corpus.tokenizer import Tokenizer, valid_text
 from cupola.display import Display, count
 from cupola.errors import InputError
@@ -65,6 +66,7 @@ VERSION = 1
 """Of everything above: raised whenever the same text would give another tokenizer."""
 LEAST_OCCURRENCES = 2
 SAMPLE_BYTES = 1_000_000
+PIECE = 20_000
 
 
 @dataclass(frozen=True)
@@ -155,18 +157,20 @@ def train_for(
         tokenizer = Tokenizer.load(Path(settings.path or ""))
         display.say(f"tokenizer: {settings.path}, {describe(tokenizer)}")
         return tokenizer
-    sizes = {name: totals(sources[name], "train")[1] for name in weights}
-    parts = quotas(weights, sizes, settings.train_bytes)
-    made_from = {
-        "version": VERSION,
-        "vocabulary": settings.vocabulary,
-        "quotas": parts,
-        "texts": {name: _text_hash(sources[name]) for name in parts},
-    }
+    # By contents, since several sources may have taken the same text as their fallback.
+    folders = {_text_hash(sources[name]): sources[name] for name in weights}
+    shares = dict.fromkeys(folders, 0.0)
+    for name, weight in weights.items():
+        shares[_text_hash(sources[name])] += weight
+    sizes = {text: totals(folder, "train")[1] for text, folder in folders.items()}
+    parts = quotas(shares, sizes, settings.train_bytes)
+    made_from = {"version": VERSION, "vocabulary": settings.vocabulary, "bytes_of_text": parts}
     target = cache_root() / "tokenizers" / storage.digest(made_from)[:32]
 
     def build() -> None:
-        texts = (text for name, quota in parts.items() for text in sample(sources[name], quota, sizes[name]))
+        texts = (
+            piece for text, quota in parts.items() for piece in sample(folders[text], quota, sizes[text])
+        )
         trained = train(texts, settings.vocabulary, display, sum(parts.values()))
         display.say(
             f"tokenizer: {trained.tokenizer.size} tokens from {count(trained.bytes)}B of text,"
@@ -196,7 +200,7 @@ def quotas(weights: dict[str, float], sizes: dict[str, int], total: int) -> dict
     """
     open_ = {name: weight for name, weight in weights.items() if weight > 0 and sizes[name] > 0}
     if not open_:
-        raise InputError(f"there is no text to train the tokenizer on ({', '.join(weights) or 'no sources'})")
+        raise InputError("there is no text to train the tokenizer on; every source is empty")
     shares: dict[str, int] = {}
     while open_:
         left = total - sum(shares.values())
@@ -212,21 +216,23 @@ def quotas(weights: dict[str, float], sizes: dict[str, int], total: int) -> dict
 
 
 def sample(folder: Path, quota: int, size: int) -> Iterator[str]:
-    """Documents of the training split, in order and spread evenly over it, `quota` bytes of its `size`.
+    """Text of the training split, in order and spread evenly over it, `quota` bytes of its `size`.
 
-    The last one is cut so that the quota is kept. Reads the whole split, at the disk's speed.
+    Long documents count as several pieces (of about `PIECE` characters), so that a book does not stand for
+    its source; the last piece is cut so that the quota is kept. Reads the whole split, at the disk's speed.
     """
     seen = taken = 0
     for document in documents(folder, "train"):
-        length = len(document.text.encode())
-        seen += length
-        if taken * size >= seen * quota:
-            continue
-        if taken + length > quota:
-            yield document.text.encode()[: quota - taken].decode("utf-8", "ignore")
-            return
-        taken += length
-        yield document.text
+        for piece in cut_at_breaks(document.text, PIECE):
+            length = len(piece.encode())
+            seen += length
+            if taken * size >= seen * quota:
+                continue
+            if taken + length > quota:
+                yield piece.encode()[: quota - taken].decode("utf-8", "ignore")
+                return
+            taken += length
+            yield piece
 
 
 def _untrained() -> Library:
