@@ -47,12 +47,11 @@ def _partial(block: dict[str, Any]) -> dict[str, Any]:
 def _nullable(value: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value[key] for key in ("description", "default") if key in value and value[key] is not None}
     rest = {key: item for key, item in value.items() if key not in (*kept, "title", "default")}
-    for key in ("additionalProperties", "patternProperties"):  # stages and corpora may be null as well
-        if isinstance(rest.get(key), dict):
-            rest[key] = {
-                name: {"anyOf": [item, {"type": "null"}]} if key == "patternProperties" else item
-                for name, item in rest[key].items()
-            }
+    if "patternProperties" in rest:  # stages and corpora, each of which may be null as well
+        named = {
+            name: {"anyOf": [item, {"type": "null"}]} for name, item in rest["patternProperties"].items()
+        }
+        rest |= {"patternProperties": named, "additionalProperties": False}
     return {"anyOf": [*rest.get("anyOf", [rest]), {"type": "null"}], **kept}
 
 

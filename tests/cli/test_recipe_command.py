@@ -1,0 +1,54 @@
+"""`cupola recipe show|schema|list`: what they print, and that `show` prints a recipe."""
+
+import json
+
+import pytest
+
+from cupola.cli import main
+from cupola.recipe.json_schema import schema
+from cupola.recipe.loading import dump, load
+
+
+def test_show_prints_a_recipe_that_loads_to_the_same(capsys, tmp_path):
+    assert main(["recipe", "show", "quickstart", "--set", "stages.pretrain.learning_rate=3e-4"]) == 0
+    path = tmp_path / "shown.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert load(path) == load("quickstart", ["stages.pretrain.learning_rate=3e-4"])
+
+
+def test_show_as_json_is_the_last_line(capsys):
+    assert main(["recipe", "show", "quickstart", "--json", "--set", "seed=5", "--set", "model=cpu-1m"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown == json.loads(json.dumps(dump(load("quickstart", ["seed=5", "model=cpu-1m"]))))
+    assert (shown["seed"], shown["model"]["layers"]) == (5, 10)
+
+
+def test_show_of_a_wrong_recipe(capsys):
+    assert main(["recipe", "show", "quickstart", "--set", "model.layres=5"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: --set model.layres=5: unknown key; did you mean layers?\n"
+    assert captured.out == ""
+
+
+def test_schema_to_the_screen_and_to_a_file(capsys, tmp_path):
+    assert main(["recipe", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == schema()
+    assert main(["recipe", "schema", "--out", str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text()) == schema()
+
+
+def test_list(capsys):
+    assert main(["recipe", "list"]) == 0
+    text = capsys.readouterr().out
+    assert "quickstart" in text
+    assert "8,030,261,248" in text
+    assert main(["recipe", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"quickstart", "own_text"} <= {recipe["name"] for recipe in listed["recipes"]}
+    assert {"name": "gpt2-small", "parameters": 124_439_808, "vocabulary": 50257} in listed["models"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["show"], ["schema"], ["list"]])
+def test_help_has_examples(capsys, arguments):
+    assert main(["recipe", *arguments, "--help"]) == 0
+    assert "Examples:\n    cupola recipe" in capsys.readouterr().out
