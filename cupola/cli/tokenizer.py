@@ -99,7 +99,8 @@ def encode(path: str, text: str | None, file: str | None, as_json: bool) -> None
         emit({"ids": ids, "pieces": pieces, "tokens": len(ids), "bytes": size, "engine": tokenizer.engine})
         return
     for number, piece in zip(ids, pieces, strict=True):
-        click.echo(f"{number:>7}  {piece!r}")
+        shown = tokenizer.token_bytes(number) if "\ufffd" in piece else piece
+        click.echo(f"{number:>7}  {shown!r}")
     click.echo(f"{len(ids)} tokens, {size} bytes, {size / max(1, len(ids)):.2f} bytes a token", err=True)
 
 
