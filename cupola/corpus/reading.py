@@ -27,7 +27,7 @@ from cupola.corpus.formats.plain import (
 from cupola.corpus.formats.pod import pod_to_text
 from cupola.corpus.formats.python import docstrings_to_text
 from cupola.corpus.formats.roff import roff_to_text
-from cupola.corpus.overlap import anchors, reads_as_english
+from cupola.corpus.judgements import anchors, reads_as_english, without_contents, without_edges
 from cupola.corpus.splitting import Section, sections
 
 WHOLE_FILE_LIMIT = 128_000_000
@@ -56,8 +56,8 @@ class Entry:
         id: the id of its document, or the beginning of the ids of its documents.
         source, licence: as in `Document`.
         size: bytes on the disk, for progress.
-        packaged: the file is from a package, whose reader also sorts out other languages and repeated
-        formats.
+        packaged: the file is from a package, whose reader also sorts out languages and repeats.
+        edges: lines that begin or end many pages of the package, and are taken off.
     """
 
     path: Path
@@ -67,6 +67,7 @@ class Entry:
     licence: str
     size: int
     packaged: bool = False
+    edges: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,9 @@ def read_portion(portion: Portion, rules: Rules) -> Reading:
 
 
 def _keep(name: str, text: str, entry: Entry, rules: Rules, reading: Reading) -> None:
-    text = clean(text)
+    text = without_edges(clean(text), entry.edges)
+    if entry.packaged and entry.format == "text":
+        text = without_contents(text)
     if not text:
         reading.dropped["empty"] += 1
     elif len(text.encode("utf-8")) < rules.min_document_bytes:

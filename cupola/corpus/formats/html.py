@@ -23,7 +23,9 @@ _PARAGRAPHS = re.compile(
     r"|summary|form|fieldset|center|address|body)\b[^>]*>",
     re.I,
 )
-_LINES = re.compile(r"<(?:br|tr|/tr|/li|dt|/dt|dd|/dd|caption|/caption|option)\b[^>]*>", re.I)
+_LINES = re.compile(r"<(?:br|/li|dt|/dt|dd|/dd|caption|/caption|option)\b[^>]*>", re.I)
+# A row's mark goes into its first cell: text between rows would be moved out of the table by the parser.
+_ROWS = re.compile(r"<tr\b[^>]*>\s*<t[dh]\b[^>]*>", re.I)
 _ITEMS = re.compile(r"<li\b[^>]*>", re.I)
 _CELLS = re.compile(r"</t[dh]\s*>", re.I)
 _LINKS = re.compile(r"(<a\b[^>]*\bhref\b[^>]*>)(.*?)(</a\s*>)", re.I | re.S)
@@ -32,6 +34,7 @@ _XML_ENCODING = re.compile(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w-]+)", re.I)
 
 _WHITE = re.compile(r"\s+")
 _BREAKS = re.compile(f"[ {LINE}{PARAGRAPH}{CELL}]*[{LINE}{PARAGRAPH}][ {LINE}{PARAGRAPH}{CELL}]*")
+_AROUND_CELL = re.compile(f" *{CELL} *")
 _AFTER_BULLET = re.compile(f"{BULLET}[ {LINE}{PARAGRAPH}{CELL}]*")
 _EMPTY_ITEM = re.compile(f"{BULLET}(?=[{BULLET}])|{BULLET}$")
 _LINKED = re.compile(f"{LINK}([^{LINK}{LINK_END}]*){LINK_END}")
@@ -80,6 +83,7 @@ def _mark(page: str) -> str:
     page = _LINKS.sub(rf"\1{LINK}\2{LINK_END}\3", page)
     page = _PARAGRAPHS.sub(lambda found: _around(found.group(), PARAGRAPH), page)
     page = _LINES.sub(lambda found: _around(found.group(), LINE), page)
+    page = _ROWS.sub(lambda found: found.group() + LINE, page)
     page = _ITEMS.sub(lambda found: found.group() + LINE + BULLET, page)
     return _CELLS.sub(lambda found: CELL + found.group(), page)
 
@@ -94,6 +98,7 @@ def _keep_white(found: re.Match[str]) -> str:
 
 def _lay_out(text: str) -> str:
     text = _WHITE.sub(" ", text.strip())
+    text = _AROUND_CELL.sub(CELL, text)
     text = _BREAKS.sub(lambda found: PARAGRAPH if PARAGRAPH in found.group() else LINE, text)
     text = _EMPTY_ITEM.sub("", _AFTER_BULLET.sub(BULLET, text))
     text = text.replace(BULLET, "- ").replace(PARAGRAPH, "\n\n").replace(LINE, "\n").replace(CELL, "\t")

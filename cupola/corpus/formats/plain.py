@@ -50,8 +50,8 @@ _DICTIONARY_HEADER = re.compile(r"\A(?:00-?database\S*\n(?:[ \t][^\n]*\n|\n)*)+"
 
 
 def reads_as_rst(text: str) -> bool:
-    """Does a `.txt` file hold reStructuredText? (At least three directives, roles or targets.)"""
-    return len(_RST_SIGNS.findall(text[:20_000])) >= 3
+    """Does a `.txt` file hold reStructuredText? (Three directives, roles or targets; one, if it is short.)"""
+    return len(_RST_SIGNS.findall(text[:20_000])) >= (3 if len(text) > 3000 else 1)
 
 
 def rst_to_text(text: str) -> str:

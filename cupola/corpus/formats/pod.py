@@ -2,7 +2,9 @@
 
 import re
 
-_INNER = re.compile(r"([A-Z])<(?:<+\s([^<>]*(?:(?<=\s)[<>=-]+[^<>]*)?)\s>+|([^<>]*)>)")
+_INNER = re.compile(r"([A-Z])<([^<>]*)>")
+# C<< a->b >>: several brackets and spaces inside, so that the text may hold brackets.
+_SPACED = [re.compile(rf"([A-Z])<{{{n}}}\s+(.*?)\s+>{{{n}}}(?!>)", re.S) for n in (4, 3, 2)]
 _ENTITIES = {"lt": "<", "gt": ">", "verbar": "|", "sol": "/", "quot": '"', "amp": "&", "nbsp": " "}
 _OPEN, _CLOSE = "\x01", "\x02"
 _HIDDEN = {"X", "Z"}
@@ -35,6 +37,8 @@ def pod_to_text(source: str) -> str:
 
 
 def _inline(text: str) -> str:
+    for pattern in _SPACED:
+        text = pattern.sub(_code, text)
     previous = None
     while previous != text:
         previous, text = text, _INNER.sub(_code, text)
@@ -42,7 +46,7 @@ def _inline(text: str) -> str:
 
 
 def _code(found: re.Match[str]) -> str:
-    code, content = found.group(1), found.group(2) if found.group(2) is not None else found.group(3)
+    code, content = found.groups()
     if code in _HIDDEN:
         return ""
     if code == "E":

@@ -27,7 +27,7 @@ PROJECT = "cupola"
 PYTHON_LICENCE = "Python-2.0 (Python Software Foundation licence)"
 _SKIPPED = re.compile(
     r"(?:^|/)(?:tests?|testing|idle_test|__pycache__|site-packages|dist-packages|_vendor|vendor|ensurepip"
-    r"|_vendored_packages|generated)/|_pb2\.py$|/test_[^/]*\.py$|/conftest\.py$"
+    r"|_vendored_packages|generated)/|_pb2(?:_grpc)?\.py$|/test_[^/]*\.py$|/conftest\.py$"
 )
 _BADGES = re.compile(
     r"^[ \t]*(?:\[?!\[|<img|<p align|</p|<a href|</a|<div|</div|\.\. image::|\|[\w ]+\||\.\. \|).*\n?", re.M
