@@ -22,7 +22,7 @@ from cupola.models import table
 from cupola.models.stack import LanguageModel
 from cupola.recipe.schema import Model
 
-HEAD_LOGITS = 0.6
+HEAD_LOGITS = 0.4
 """Largest standard deviation of the first logits."""
 
 
