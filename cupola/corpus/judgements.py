@@ -1,4 +1,4 @@
-"""Judgements that reading packages needs: is it English, is it the same text in another format, is it furniture?
+"""Judgements that reading packages needs: is it English, is it the same text again, is it furniture?
 
 Packages ship one manual as HTML, text, Info and manual pages, and in many languages. Formats are compared by
 anchors: hashes of a long word and the three words behind it, which survive another layout. This is not

@@ -39,7 +39,7 @@ class FilesSource:
                 known = self.found.get(path)
                 self.found[path] = (known[0] if known else name, named or bool(known and known[1]))
         if not self.found:
-            raise SourceUnavailable(f"no file matches {', '.join(self.patterns)} (from {Path.cwd()})")
+            raise SourceUnavailable(f"there is no such file (looked from {Path.cwd()})")
         self.found = dict(sorted(self.found.items(), key=lambda item: (item[1][0], str(item[0]))))
         inputs = []
         for path, (name, named) in self.found.items():

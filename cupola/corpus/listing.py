@@ -1,0 +1,58 @@
+"""What the cache holds of text: gathered sources and fetched packages, and whether they are whole."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupola.corpus.documents import Document, Split, documents, totals
+from cupola.errors import CupolaError, InputError
+from cupola.paths import cache_root
+from cupola.storage import MANIFEST, read_manifest, verify
+
+
+@dataclass(frozen=True)
+class Held:
+    """A folder of the cache.
+
+    Attributes:
+        kind: text (a gathered source) or fetched (a package's archive).
+        name: the source or the package, for people.
+        facts: the manifest's.
+        error: what is wrong with it, or None.
+    """
+
+    path: Path
+    kind: str
+    name: str
+    facts: dict[str, Any]
+    error: str | None
+
+
+def held(contents: bool) -> Iterator[Held]:
+    """Every folder of text and every fetched package; names and sizes are checked, and contents if asked."""
+    for kind, pattern in (("text", "text/*"), ("fetched", "fetched/*/*")):
+        for path in sorted(cache_root().glob(pattern)):
+            if path.name.startswith(".") or not (path / MANIFEST).exists():
+                continue
+            facts, error = {}, None
+            try:
+                facts = read_manifest(path)
+                verify(path, contents)
+            except CupolaError as problem:
+                error = str(problem)
+            name = facts.get("source") or f"{facts.get('client')} {facts.get('name')} {facts.get('version')}"
+            yield Held(path, kind, name, facts, error)
+
+
+def spread(folder: Path, split: Split, number: int) -> list[Document]:
+    """`number` documents at even distances through a split, so that the first package doesn't stand for all.
+
+    Raises:
+        InputError: the folder holds no gathered text.
+    """
+    if not (folder / f"{split}.parquet").exists():
+        raise InputError(f"{folder}: holds no gathered text ({split}.parquet)")
+    whole = totals(folder, split)[0]
+    wanted = {round((place + 0.5) * whole / number - 0.5) for place in range(min(number, whole))}
+    return [document for place, document in enumerate(documents(folder, split)) if place in wanted]
