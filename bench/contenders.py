@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -74,6 +75,41 @@ class PlainLoop:
         return Contender(sum(parameter.numel() for parameter in self.parameters), self.step)
 
 
+def cupola(settings: Settings) -> Contender:
+    """A Llama-shaped model, trained by the parts that a stage of `cupola run` uses."""
+    from cupola import objectives, optim
+    from cupola.data.batch import Batch, Microbatch
+    from cupola.models import build
+    from cupola.parallel.engine import LocalEngine
+    from cupola.recipe.schema import LearningRate, Model, Optimizer, Stage
+    from cupola.train.memory import keep_freed_memory
+    from cupola.train.step import train_step
+
+    shape = settings.shape
+    keep_freed_memory()
+    model = Model(
+        layers=shape.layers, width=shape.width, heads=shape.heads, feedforward=shape.gated_feedforward
+    )
+    module = build(model, shape.vocabulary, seed=0, device=settings.device)
+    optimizer = optim.build(module, Optimizer(betas=BETAS, weight_decay=WEIGHT_DECAY))
+    objective = objectives.build(Stage(data="random", learning_rate=LearningRate(peak=LEARNING_RATE)))
+    engine = LocalEngine(module, settings.precision, settings.device)
+    if settings.compiled:
+        engine.compile()
+
+    def step(tokens: torch.Tensor, targets: torch.Tensor) -> float:
+        microbatch = Microbatch(
+            tokens,
+            targets,
+            torch.zeros_like(tokens, dtype=torch.int32),
+            np.zeros(len(tokens), dtype=np.int64),
+        )
+        batch = Batch(0, tokens.numel(), [microbatch], {"random": tokens.numel()}, tokens.numel())
+        return train_step(engine, optimizer, objective, batch, LEARNING_RATE, CLIP).loss
+
+    return Contender(sum(parameter.numel() for parameter in module.parameters()), step)
+
+
 def reference(settings: Settings) -> Contender:
     """The plain GPT-2 of `bench.reference`."""
     from bench.reference import ReferenceGPT
@@ -136,6 +172,7 @@ def hugging_face(settings: Settings) -> Contender:
 
 
 CONTENDERS: dict[str, Callable[[Settings], Contender]] = {
+    "cupola": cupola,
     "reference": reference,
     "litgpt": litgpt,
     "huggingface": hugging_face,

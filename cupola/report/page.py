@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from cupola import storage
 from cupola.display import count, duration
@@ -60,15 +61,18 @@ def render(records: RunRecords) -> str:
 
 
 def final_loss(stage: StageRecords) -> float | None:
-    """Mean loss over the last 5% of the stage's steps so far; what `stage.json` states goes first."""
+    """What `stage.json` states; of an unfinished stage, the same so far: the mean over its last 5%, each
+    step weighted by its tokens."""
     stated = stage.facts.get("final_loss")
     if stated is not None:
         return float(stated)
-    losses = stage.columns["loss"]
-    losses = losses[losses == losses]
-    if not len(losses):
+    loss, tokens, batch = (stage.columns[name] for name in ("loss", "tokens", "batch_tokens"))
+    known = np.isfinite(loss) & np.isfinite(tokens) & (batch > 0)
+    if not known.any():
         return None
-    return float(losses[-max(1, round(LAST_SHARE * len(losses))) :].mean())
+    last = known & (tokens - batch >= (1 - LAST_SHARE) * tokens[known][-1])
+    last = last if last.any() else known & (tokens == tokens[known][-1])
+    return float(np.average(loss[last], weights=batch[last]))
 
 
 def _tiles(records: RunRecords) -> list[tuple[str, str]]:

@@ -190,23 +190,35 @@ def _loss(axes: Axes, stages: Sequence[StageRecords]) -> bool:
 
 
 def _heldout(axes: Axes, stages: Sequence[StageRecords], yardsticks: dict[str, float]) -> bool:
+    """A line through the fixed choice of held-out text, and a hollow mark where all of it was read."""
+    choice, whole = _heldout_points(stages, False), _heldout_points(stages, True)
+    sources = list(dict.fromkeys([*choice, *whole]))
+    for number, source in enumerate(sources):
+        color = SERIES[number % len(SERIES)]
+        x, y = zip(*choice.get(source, [(math.nan, math.nan)]), strict=True)
+        axes.plot(x, y, color=color, marker=".", label=source)
+        if source in whole:
+            x, y = zip(*whole[source], strict=True)
+            axes.scatter(x, y, s=25, facecolors="none", edgecolors=color)
+        if source in yardsticks:
+            axes.axhline(yardsticks[source], color=color, linestyle=":", linewidth=1)
+    if sources:
+        marks = ["circles: all of it"] if whole else []
+        marks += ["dotted: xz -9"] if any(source in yardsticks for source in sources) else []
+        axes.legend(title=", ".join(marks) or None, title_fontsize=8, ncols=2)
+    return bool(sources)
+
+
+def _heldout_points(stages: Sequence[StageRecords], whole: bool) -> dict[str, list[tuple[float, float]]]:
+    """Source -> (tokens of the run, bits per byte) of the evaluations that read all held-out text, or not."""
     points: dict[str, list[tuple[float, float]]] = {}
     for stage in stages:
         for evaluation in stage.evaluations:
             tokens = evaluation.get("tokens")
-            if isinstance(tokens, int | float):
+            if bool(evaluation.get("whole")) == whole and isinstance(tokens, int | float):
                 for source, figure in heldout_by_source(evaluation).items():
                     points.setdefault(source, []).append((stage.offset + tokens, figure))
-    for number, (source, values) in enumerate(points.items()):
-        color = SERIES[number % len(SERIES)]
-        x, y = zip(*values, strict=True)
-        axes.plot(x, y, color=color, marker="o", markersize=3, label=source)
-        if source in yardsticks:
-            axes.axhline(yardsticks[source], color=color, linestyle=":", linewidth=1)
-    if points:
-        label = "dotted: xz -9" if any(source in yardsticks for source in points) else None
-        axes.legend(title=label, title_fontsize=8, ncols=2)
-    return bool(points)
+    return points
 
 
 def _column(name: str, log: bool = False, percent: bool = False) -> Callable[..., bool]:

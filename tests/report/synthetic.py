@@ -66,9 +66,9 @@ def write_stage(folder: Path, generator: random.Random, steps: int, seen: int, s
                 "speeches": {"bits_per_byte": loss / 2.6, "tokens": 16384, "bytes": 60000},
                 "manuals": {"bits_per_byte": loss / 2.9, "tokens": 16384, "bytes": 52000},
             }
-            evaluations.append(
-                {"step": step, "tokens": tokens, "bits_per_byte": loss / 2.75, "sources": sources}
-            )
+            whole = step == steps and status == "done"
+            facts = {"step": step, "tokens": tokens, "whole": whole, "bits_per_byte": loss / 2.75}
+            evaluations.append({**facts, "sources": sources})
             for prompt in ("We must ", "The "):
                 text = "not <b>forget</b> the union & all."
                 samples.append({"step": step, "tokens": tokens, "prompt": prompt, "text": text})

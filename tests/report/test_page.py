@@ -1,6 +1,7 @@
 """The report: self-contained, honest about what is missing, and safe with any text in it."""
 
 import html.parser
+import json
 import re
 import xml.etree.ElementTree
 
@@ -10,6 +11,7 @@ import pytest
 from cupola.report import loss_plot_svg, read_records, write_report
 from cupola.report.page import final_loss
 from cupola.report.plots import PALETTE, binned, curve_svgs
+from cupola.train import metrics
 from tests.report.synthetic import write_run
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -125,9 +127,14 @@ def test_events_left_out_are_counted(tmp_path):
 
 def test_final_loss_is_the_mean_of_the_last_twentieth(tmp_path):
     stage = read_records(write_run(tmp_path / "run", steps=300)).stages[1]
-    losses = stage.columns["loss"]
-    assert len(losses) == 100
-    assert final_loss(stage) == pytest.approx(losses[-5:].mean())
+    rows = [json.loads(line) for line in (tmp_path / "run/stages/02-midtrain/metrics.jsonl").open()]
+    assert len(rows) == 100
+    assert final_loss(stage) == pytest.approx(metrics.final_loss(rows))
+    stage.columns["loss"][-1] = np.nan  # a step that was skipped
+    rows[-1].update(loss=None, skipped=True)
+    assert final_loss(stage) == pytest.approx(metrics.final_loss(rows))
+    stage.columns["loss"][:] = np.nan
+    assert final_loss(stage) is None
 
 
 def test_loss_plot_is_a_file_of_its_own(tmp_path):
