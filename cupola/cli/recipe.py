@@ -85,8 +85,8 @@ def list_shipped(as_json: bool) -> None:
         emit({"recipes": recipes, "models": models})
         return
     click.echo("recipes (cupola run NAME, or `base: NAME`)")
-    for row in recipes:
-        click.echo(f"  {row['name']:<16}{row['summary']}")
+    for recipe in recipes:
+        click.echo(f"  {recipe['name']:<16}{recipe['summary']}")
     click.echo("model presets (`model: NAME`, or `base: NAME` in `model:`)")
     for row in models:
         click.echo(

@@ -45,14 +45,17 @@ def _partial(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nullable(value: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value[key] for key in ("description", "default") if key in value and value[key] is not None}
+    kept: dict[str, Any] = {
+        key: value[key] for key in ("description", "default") if key in value and value[key] is not None
+    }
     rest = {key: item for key, item in value.items() if key not in (*kept, "title", "default")}
     if "patternProperties" in rest:  # stages and corpora, each of which may be null as well
         named = {
             name: {"anyOf": [item, {"type": "null"}]} for name, item in rest["patternProperties"].items()
         }
         rest |= {"patternProperties": named, "additionalProperties": False}
-    return {"anyOf": [*rest.get("anyOf", [rest]), {"type": "null"}], **kept}
+    choices: list[dict[str, Any]] = rest.get("anyOf", [rest])
+    return {"anyOf": [*choices, {"type": "null"}], **kept}
 
 
 def _shorthand(name: str, block: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def find_recipe(text: str, folder: Path, where: str = "") -> Path:
             return names[text]
         close = did_you_mean(text, names)
         hint = f"; did you mean {close}?" if close else ""
-        raise InputError(f"{where}{text}: no recipe of that name{hint} (there are {', '.join(sorted(names))})")
+        there = ", ".join(sorted(names))
+        raise InputError(f"{where}{text}: no recipe of that name{hint} (there are {there})")
     if path.exists():  # a device or a pipe, such as /dev/stdin
         return path
     if path.stem in names:
