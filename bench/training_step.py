@@ -96,13 +96,13 @@ def start(
             worker.parameters = answer["parameters"]
             answer = first = worker.run(1)
         if "seconds" in answer:
-            answer = worker.run(2)
+            answer = worker.run(1)
         if "seconds" not in answer:
             missing[worker.name] = answer.get("absent") or f"failed: {answer.get('failed')}"
             worker.close()
             continue
         worker.first_seconds = first["seconds"]
-        worker.steps = max(1, math.ceil(turn_seconds / (answer["seconds"] / 2)))
+        worker.steps = max(1, math.ceil(turn_seconds / answer["seconds"]))
         ready.append(worker)
     return ready, missing
 

@@ -53,7 +53,7 @@ def opened(monkeypatch):
         asked.append((path, stage))
         return run
 
-    monkeypatch.setitem(sys.modules, "cupola.pipeline.opening", SimpleNamespace(open_run=open_run))
+    monkeypatch.setattr("cupola.pipeline.opening.open_run", open_run)
     run.asked = asked
     return run
 
