@@ -26,10 +26,8 @@ def pod_to_text(source: str) -> str:
             elif command == "end":
                 skipped_format = None
             elif skipped_format is None and (command.startswith("head") or command == "item") and rest:
-                text = _inline(rest)
-                blocks.append(
-                    f"- {text}" if command == "item" and text not in ("*", "-") else text.strip("*")
-                )
+                text = re.sub(r"^[*-]\s*", "", _inline(rest)) if command == "item" else _inline(rest)
+                blocks.append(f"- {text}" if command == "item" and text else text)
         elif in_pod and skipped_format is None and paragraph.strip():
             literal = paragraph[0] in " \t"
             blocks.append(paragraph if literal else _inline(" ".join(paragraph.split())))

@@ -52,6 +52,8 @@ class Choice:
             return None if format_of(name, self.is_named(name)) else "unknown kind of file"
         if format_of(name) is None:
             return "unknown kind of file"
+        if format_of(name) == "manual":
+            return None  # a page may well be named history
         if ".dist-info/" in name or _NOT_TEXT_FOLDERS.search(name) or _NOT_PROSE.search(name):
             return "notice, index or source of a generated page"
         return None

@@ -10,10 +10,12 @@ in the cache, which needs no root. pip builds a source archive's metadata, which
 code: what installing it would do as well. npm's install scripts are never run.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -210,25 +212,35 @@ def _call(
     folder: Path,
     what: str,
     environment: dict[str, str] | None = None,
-    seconds: float = FETCH_SECONDS,
+    seconds: float | None = None,
 ) -> None:
+    seconds = seconds or FETCH_SECONDS
     try:
-        done = subprocess.run(
+        # A group of its own, so that what the client has started ends with it.
+        process = subprocess.Popen(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=seconds,
+            start_new_session=True,
             env={**os.environ, "LC_ALL": "C", **(environment or {})},
         )
-    except subprocess.TimeoutExpired:
-        raise SourceUnavailable(f"{what}: no answer within {seconds:g} seconds") from None
     except OSError as error:
         raise SourceUnavailable(f"{what}: {command[0]} cannot be started ({error.strerror})") from None
-    if done.returncode != 0:
-        raise SourceUnavailable(f"{what}: {_telling_line(done.stderr + done.stdout)}")
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except BaseException as error:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise SourceUnavailable(f"{what}: no answer within {seconds:g} seconds") from None
+        raise
+    if process.returncode != 0:
+        raise SourceUnavailable(f"{what}: {_telling_line(output)}")
 
 
 def _telling_line(output: str) -> str:
