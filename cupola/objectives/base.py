@@ -1,0 +1,41 @@
+"""What every objective is to the training step: a sum to differentiate and a number to divide it by.
+
+The one loss rule: `loss` gives the sum over a microbatch, `normaliser` is counted over the whole batch
+before the backward pass, and the step differentiates sum / normaliser. So accumulation, data parallelism
+and packing give the gradient of the same mean, however the batch is cut.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from cupola.data.batch import Batch, Microbatch
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Sums over one microbatch, as fp32 scalars on its device.
+
+    Attributes:
+        sum: what is differentiated.
+        loss: what is reported as the loss, without regularisers; detached.
+        metrics: further sums to report, divided by the normaliser like the loss; detached.
+    """
+
+    sum: Tensor
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What is learnt from a batch."""
+
+    def normaliser(self, batch: Batch) -> int:
+        """What the sums of the whole batch are divided by, at least 1."""
+
+    def loss(self, module: nn.Module, microbatch: Microbatch) -> LossParts:
+        """The sums over one microbatch, from one forward pass."""
+
+    def expected_first_loss(self, vocabulary: int) -> float:
+        """The reported loss of freshly initialised weights."""

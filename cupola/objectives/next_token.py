@@ -1,0 +1,39 @@
+"""Language modelling: the mean over all tokens of -log p(next token)."""
+
+import math
+from typing import cast
+
+from torch import Tensor, nn
+
+from cupola.data.batch import Batch, Microbatch
+from cupola.objectives.base import LossParts
+from cupola.objectives.cross_entropy import linear_cross_entropy
+
+
+class NextToken:
+    """Cross-entropy of the next token, in nats.
+
+    Args:
+        z_loss: weight of the squared log-normaliser (PaLM); not part of the reported loss.
+        document_mask: attention never crosses a document.
+    """
+
+    def __init__(self, z_loss: float = 0.0, document_mask: bool = True) -> None:
+        self.z_loss, self.document_mask = z_loss, document_mask
+
+    def normaliser(self, batch: Batch) -> int:
+        """Valid targets of the whole batch, over all workers."""
+        return max(1, batch.valid_tokens)
+
+    def loss(self, module: nn.Module, microbatch: Microbatch) -> LossParts:
+        """One forward pass; the head and the loss together, so that the logits are never all there."""
+        hidden = module(microbatch.tokens, microbatch.documents if self.document_mask else None)
+        weight = cast(Tensor, module.head_weight)
+        total, cross_entropy, z = linear_cross_entropy(
+            hidden.flatten(0, 1), weight, microbatch.targets.flatten(), self.z_loss
+        )
+        return LossParts(total, cross_entropy, {"z": z} if self.z_loss else {})
+
+    def expected_first_loss(self, vocabulary: int) -> float:
+        """Fresh weights know nothing: every token is as likely as any other."""
+        return math.log(vocabulary)

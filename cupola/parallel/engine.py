@@ -1,0 +1,95 @@
+"""The engine of one process: the forward and backward passes of a batch, microbatch by microbatch.
+
+The step owns no backward; it asks an engine for the gradients of sum / normaliser, so that a pipeline
+schedule or another kind of engine can take this one's place.
+Guarantees: gradients are added to what `.grad` holds; nothing waits for the device, so that on a GPU the
+microbatches follow each other without a gap.
+Precision: "fp32" computes in the parameters' dtype. "bf16" is autocast: matrix products in bf16, norms,
+softmax statistics and loss in fp32, weights, gradients and optimizer in fp32. The bf16 copies of the
+weights are made once for the batch and not once for each microbatch (the autocast context stays open
+across them), at the price of holding them: half the weights' memory.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cupola.data.batch import Microbatch
+from cupola.objectives import Objective
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a batch came to, as fp32 scalars that still lie on the device.
+
+    Attributes:
+        loss: the reported loss, divided by the normaliser.
+        total: what was differentiated, divided by the normaliser.
+        metrics: the objective's further figures, divided likewise.
+    """
+
+    loss: Tensor
+    total: Tensor
+    metrics: dict[str, Tensor]
+
+
+class LocalEngine:
+    """Runs a whole module in this process.
+
+    Args:
+        module: on `device`.
+        precision: "fp32" or "bf16".
+    """
+
+    def __init__(self, module: nn.Module, precision: Precision, device: torch.device | str) -> None:
+        self.module, self.precision, self.device = module, precision, torch.device(device)
+
+    def forward_backward(
+        self, microbatches: Iterable[Microbatch], objective: Objective, normaliser: int
+    ) -> PassResult:
+        """Add the gradient of the objective's sum over the microbatches, divided by `normaliser`.
+
+        Args:
+            normaliser: counted over the whole batch, all workers' parts included.
+        """
+        sums: dict[str, Tensor] = {}
+        self.module.train()
+        with self.autocast():
+            for microbatch in microbatches:
+                parts = objective.loss(self.module, microbatch.to(self.device))
+                # A backward pass takes its dtypes from the forward pass and must not be cast again.
+                with torch.autocast(self.device.type, enabled=False):
+                    (parts.sum / normaliser).backward()
+                _add(sums, {"total": parts.sum.detach(), "loss": parts.loss, **parts.metrics})
+        means = {name: value / normaliser for name, value in sums.items()}
+        return PassResult(means.pop("loss"), means.pop("total"), means)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the module computes."""
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def compile(self) -> None:
+        """Compile each block by itself: as many graphs as there are kinds of blocks, so that the wait does
+        not grow with depth. Names of parameters stay as they are."""
+        for block in self._blocks():
+            block.compile()
+
+    def uncompile(self) -> None:
+        """Go back to eager execution."""
+        for block in self._blocks():
+            block._compiled_call_impl = None
+
+    def _blocks(self) -> Iterable[nn.Module]:
+        numbered: Callable[[], Iterable[tuple[str, Any]]] = self.module.numbered_blocks  # type: ignore[assignment]
+        return [block for _, block in numbered()]
+
+
+def _add(sums: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+    for name, value in parts.items():
+        sums[name] = sums[name] + value if name in sums else value

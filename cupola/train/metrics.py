@@ -1,0 +1,153 @@
+"""What a run measured: one JSON line a step, and the same numbers for TensorBoard.
+
+Guarantees: after a crash every line but perhaps the last is whole, and a torn last line is passed over; on
+resume the lines after the checkpoint are cut away, so that each step is there once.
+Costs: a write and a flush a step (the kernel has the line then: a killed process loses none); the disk is
+waited for only in `sync`, which the loop calls before it saves a checkpoint, so that no checkpoint is ever
+newer than its metrics. TensorBoard takes a second to import and is imported when the first row is written.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from cupola import storage
+from cupola.errors import CupolaError
+
+Row = dict[str, Any]
+
+CURVES_LEFT_OUT = ("step", "global_step", "seconds")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Every whole row of a file of JSON lines, in order; none if there is no file."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # torn by a crash
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def cut_back(path: Path, step: int) -> int:
+    """Remove the rows after a step, and a torn last line, by one rename.
+
+    Returns:
+        The number of whole rows that were removed.
+    """
+    if not path.exists():
+        return 0
+    rows = read_rows(path)
+    kept = [row for row in rows if row["step"] <= step]
+    storage.write_text(path, "".join(_line(row) for row in kept))
+    return len(rows) - len(kept)
+
+
+def _line(row: Row) -> str:
+    """One row as JSON; what is not finite becomes null, since JSON has no NaN."""
+    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class MetricsWriter:
+    """Appends rows to a file and, if a folder is given, to TensorBoard's event files.
+
+    Args:
+        path: the JSON lines; on resume cut it back first.
+        tensorboard: folder of event files, or None.
+        stage: prefix of TensorBoard's names, which are the same for every stage otherwise.
+        global_step: steps of the run before the next row; TensorBoard forgets what it has after that.
+    """
+
+    def __init__(
+        self, path: Path, tensorboard: Path | None = None, stage: str = "", global_step: int = 0
+    ) -> None:
+        self.path, self.stage = path, stage
+        self._tensorboard, self._global_step = tensorboard, global_step
+        self._curves: Any = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+        except OSError as error:
+            raise CupolaError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def write(self, row: Row) -> None:
+        """Append one row; it needs `step` and `global_step`.
+
+        Raises:
+            CupolaError: the disk is full or not writable.
+        """
+        try:
+            self._file.write(_line(row).encode())
+            self._file.flush()
+        except OSError as error:
+            raise CupolaError(f"{self.path}: cannot be written ({error.strerror})") from error
+        self._draw(row)
+
+    def draw(self, row: Row) -> None:
+        """Give figures to TensorBoard alone: those of an evaluation, which keeps a record of its own."""
+        self._draw(row)
+
+    def _draw(self, row: Row) -> None:
+        if self._tensorboard is None:
+            return
+        if self._curves is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._curves = SummaryWriter(
+                str(self._tensorboard), purge_step=self._global_step + 1, flush_secs=20
+            )
+        for name, value in row.items():
+            if name in CURVES_LEFT_OUT or value is None:
+                continue
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            for part, number in parts:
+                title = "/".join(piece for piece in (self.stage, name, part) if piece)
+                self._curves.add_scalar(title, number, row["global_step"])
+
+    def sync(self) -> None:
+        """Wait until everything written is on the disk."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CupolaError(f"{self.path}: cannot be written ({error.strerror})") from error
+        if self._curves is not None:
+            self._curves.flush()
+
+    def close(self) -> None:
+        """Write out and close both."""
+        self._file.close()
+        if self._curves is not None:
+            self._curves.close()
+
+
+def final_loss(rows: list[Row], share: float = 0.05) -> float | None:
+    """The mean training loss over the last part of a stage, each step weighted by its tokens.
+
+    Rows need `tokens` (the position after the step), `batch_tokens` and `loss`; the steps that begin in
+    the last `share` of the positions count, at least the last one that was not skipped.
+    """
+    rows = [row for row in rows if row.get("loss") is not None and not row.get("skipped")]
+    if not rows:
+        return None
+    threshold = (1 - share) * rows[-1]["tokens"]
+    last = [row for row in rows if row["tokens"] - row["batch_tokens"] >= threshold] or rows[-1:]
+    weight = sum(row["batch_tokens"] for row in last)
+    return sum(row["loss"] * row["batch_tokens"] for row in last) / weight

@@ -1,0 +1,71 @@
+"""The training step.
+
+Guarantees: an update is made from finite numbers or not at all. A batch whose loss or gradient is not
+finite changes nothing but the position: the caller counts it and says so.
+Costs: the host waits for the device once a step, for the loss and the gradient's norm together.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cupola.data.batch import Batch
+from cupola.objectives import Objective
+from cupola.optim import set_learning_rate
+from cupola.parallel.engine import LocalEngine
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step came to.
+
+    Attributes:
+        loss: mean over the batch, in the objective's unit.
+        gradient_norm: before clipping.
+        skipped: loss or gradient was not finite, and no update was made.
+        metrics: the objective's further figures.
+    """
+
+    loss: float
+    gradient_norm: float
+    skipped: bool
+    metrics: dict[str, float]
+
+
+def train_step(
+    engine: LocalEngine,
+    optimizer: Optimizer,
+    objective: Objective,
+    batch: Batch,
+    learning_rate: float,
+    gradient_clip: float,
+) -> StepResult:
+    """One batch: gradients, clipping, update."""
+    passed = engine.forward_backward(batch.microbatches, objective, objective.normaliser(batch))
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm_on_device = torch.nn.utils.get_total_norm(gradients)
+    names = list(passed.metrics)
+    loss, total, norm, *values = torch.stack(
+        [passed.loss, passed.total, norm_on_device, *passed.metrics.values()]
+    ).tolist()
+    finite = math.isfinite(total) and math.isfinite(norm)
+    if finite:
+        clip(gradients, norm, gradient_clip)
+        set_learning_rate(optimizer, learning_rate)
+        optimizer.step()
+    # Not zeroed but freed: the next backward pass stores its gradients without adding.
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss, norm, not finite, dict(zip(names, values, strict=True)))
+
+
+def clip(gradients: list[Tensor], norm: float, limit: float) -> None:
+    """Scale gradients of a known total norm in place so that it is at most `limit`.
+
+    Where it is already, nothing is read or written: unlike `torch.nn.utils.clip_grad_norm_`, which always
+    multiplies, because it does not know the norm on the host.
+    """
+    if norm > limit:
+        torch._foreach_mul_(gradients, limit / norm)
