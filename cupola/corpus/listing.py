@@ -54,5 +54,6 @@ def spread(folder: Path, split: Split, number: int) -> list[Document]:
     if not (folder / f"{split}.parquet").exists():
         raise InputError(f"{folder}: holds no gathered text ({split}.parquet)")
     whole = totals(folder, split)[0]
-    wanted = {round((place + 0.5) * whole / number - 0.5) for place in range(min(number, whole))}
+    number = min(number, whole)
+    wanted = {int((place + 0.5) * whole / number) for place in range(number)}
     return [document for place, document in enumerate(documents(folder, split)) if place in wanted]

@@ -120,7 +120,8 @@ class Corpus(Strict):
     text_field: str = "text"
     """The field that holds the text, in jsonl, parquet and Hugging Face datasets."""
     apt: str | list[str] | None = None
-    """Debian packages whose text is taken (fetched without root, never installed)."""
+    """Debian packages whose text is taken (fetched without root, never installed); `a | b` takes the first
+    that there is."""
     npm: str | list[str] | None = None
     """Packages of the npm registry."""
     pypi: str | list[str] | None = None
