@@ -88,7 +88,8 @@ class _LineTask(Task):
 
     def __init__(self, console: Console, title: str, total: float | None, unit: str) -> None:
         self.console, self.title, self.unit, self.whole = console, title, unit, total
-        self.done, self.first, self.text = 0.0, None, ""
+        self.done, self.text = 0.0, ""
+        self.first: float | None = None
         self.begun = self.printed = time.monotonic()
 
     def advance(self, amount: float = 1) -> None:

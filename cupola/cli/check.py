@@ -28,11 +28,11 @@ def command(recipe: str, overrides: tuple[str, ...], no_data: bool, as_json: boo
 
     from cupola.pipeline.decisions import decide
     from cupola.pipeline.preflight import preflight
-    from cupola.pipeline.prepare import prepare, vocabulary_of
+    from cupola.pipeline.prepare import prepare
 
     display = ConsoleDisplay()
     prepared = None if no_data else prepare(loaded, display)
-    vocabulary = prepared.vocabulary if prepared else vocabulary_of(loaded, loaded.tokenizer.vocabulary)
+    vocabulary = prepared.vocabulary if prepared else loaded.model.rows(loaded.tokenizer.vocabulary)
     decisions = decide(loaded, vocabulary, None, display)
     result = preflight(loaded, prepared, decisions, display)
     if as_json:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cupola.corpus.tokenizer import Tokenizer
-from cupola.parallel.device import default_device
-from cupola.recipe.loading import load
 
 from cupola.checkpoint import folder as checkpoint
 from cupola.corpus import documents
+from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.models import build
+from cupola.parallel.device import default_device
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run
 from cupola.pipeline.prepare import prepare, sources_of
+from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cupola.data.store import TokenStore
-
 from cupola import storage
 from cupola.checkpoint import folder as checkpoint
+from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.pipeline.folder import RunFolder, StageFolder

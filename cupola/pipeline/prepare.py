@@ -5,17 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cupola.corpus import gather
 from cupola.corpus.encoding import encode_source
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.corpus.tokenizer_training import train_for
 from cupola.data.store import TokenStore
-
-from cupola.corpus import gather
 from cupola.display import Display, count
 from cupola.errors import InputError
 from cupola.recipe.schema import Recipe
-
-VOCABULARY_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -46,20 +43,13 @@ def sources_of(recipe: Recipe) -> list[str]:
     return [name for name in recipe.corpora if name in used]
 
 
-def vocabulary_of(recipe: Recipe, tokenizer_size: int) -> int:
-    """Rows of embedding and head: the recipe's, or the tokenizer's rounded up to a multiple of 64.
-
-    Raises:
-        InputError: the recipe's is smaller than the tokenizer's.
-    """
-    if recipe.model.vocabulary is None:
-        return -(-tokenizer_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    if recipe.model.vocabulary < tokenizer_size:
+def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    rows = recipe.model.rows(tokenizer.size)
+    if rows < tokenizer.size:
         raise InputError(
-            f"model.vocabulary: {recipe.model.vocabulary} is less than the tokenizer's {tokenizer_size};"
-            " leave it out, or lower tokenizer.vocabulary"
+            f"model.vocabulary: {rows} is less than the tokenizer's {tokenizer.size}; leave it out, or lower"
+            " tokenizer.vocabulary"
         )
-    return recipe.model.vocabulary
 
 
 def prepare(recipe: Recipe, display: Display) -> Prepared:
@@ -70,10 +60,11 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
     gathered = {name: gather(name, recipe.corpora[name], display) for name in wanted}
     texts = {name: item.path for name, item in gathered.items()}
     tokenizer = train_for(recipe.tokenizer, texts, train_on, display)
+    _check_vocabulary(recipe, tokenizer)
     stores = {name: encode_source(texts[name], tokenizer, display) for name in sources}
     facts = {}
     for name in sources:
         store = TokenStore(stores[name] / "train")
         facts[name] = {**gathered[name].facts, "tokens": store.length, "fingerprint": store.fingerprint}
         display.say(f"{name}: {count(store.length)} tokens, {store.bytes / store.length:.2f} bytes a token")
-    return Prepared(tokenizer, vocabulary_of(recipe, tokenizer.size), texts, stores, facts)
+    return Prepared(tokenizer, recipe.model.rows(tokenizer.size), texts, stores, facts)

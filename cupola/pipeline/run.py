@@ -11,18 +11,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cupola.corpus.tokenizer import Tokenizer
-from cupola.pipeline.decisions import Decisions, decide
-from cupola.pipeline.preflight import preflight
-from cupola.pipeline.stage import run_stage
-
 from cupola import storage
+from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, count, duration
 from cupola.errors import CupolaError, Interrupted
 from cupola.paths import runs_root
+from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
+from cupola.pipeline.preflight import preflight
 from cupola.pipeline.prepare import Prepared, prepare
+from cupola.pipeline.stage import StageRun
 from cupola.recipe.schema import Recipe
 from cupola.report import write_report
 
@@ -97,13 +96,17 @@ def _run_stages(
     report: RunReport,
     display: Display,
 ) -> None:
+    estimates = {
+        check["name"]: check["seconds"] for check in folder.facts().get("check", {}).get("stages", [])
+    }
     for stage in planned:
         if stage.action == "unchanged":
             report.stages.append(_stage_report(stage, "unchanged"))
             display.say(f"stage {stage.name}: done before, unchanged")
             continue
         try:
-            run_stage(folder, recipe, prepared, decisions, stage, display)
+            seconds = estimates.get(stage.name)
+            StageRun(folder, recipe, prepared, decisions, stage, display).train(seconds)
         except CupolaError as error:
             stopped = isinstance(error, Interrupted)
             folder.ledger.append(

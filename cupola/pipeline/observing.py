@@ -1,0 +1,117 @@
+"""What is looked at in the course of a stage: held-out bits per byte and samples, a line each and a record.
+
+The held-out text in the course of training is a fixed choice of each source, so that figures can be
+compared from one evaluation to the next; at the end of the stage all of it is read.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cupola.corpus.documents import documents
+from cupola.display import Display
+from cupola.errors import CupolaError
+from cupola.evaluate import choose_texts, combined, heldout_bits
+from cupola.generate import generate
+from cupola.pipeline.folder import StageFolder
+from cupola.pipeline.prepare import Prepared
+from cupola.recipe.schema import Evaluate
+
+
+class Observer:
+    """Evaluates and samples one stage's model.
+
+    Args:
+        sources: the sources whose held-out text is read.
+        sequence_length: the context that the held-out text is read with.
+    """
+
+    def __init__(
+        self,
+        folder: StageFolder,
+        settings: Evaluate,
+        prepared: Prepared,
+        module: torch.nn.Module,
+        sources: Iterable[str],
+        sequence_length: int,
+        precision: str,
+        seed: int,
+        display: Display,
+    ) -> None:
+        self.folder, self.settings, self.prepared, self.module = folder, settings, prepared, module
+        self.sources, self.sequence_length = list(sources), sequence_length
+        self.precision, self.seed, self.display = precision, seed, display
+        self._chosen: dict[str, list[str]] = {}
+
+    def look(self, step: int, tokens: int) -> dict[str, Any]:
+        """Evaluate on the fixed choice of held-out text and write samples."""
+        if not self._chosen:
+            tokenizer, limit = self.prepared.tokenizer, self.settings.tokens
+            self._chosen = {s: choose_texts(self._heldout(s), tokenizer, limit) for s in self.sources}
+        result = self._evaluate(step, tokens, self._chosen, whole=False)
+        self._sample(step, tokens)
+        return result
+
+    def finish(self, step: int, tokens: int) -> dict[str, Any]:
+        """Evaluate on all the held-out text and write samples; what the stage is judged by."""
+        result = self._evaluate(step, tokens, {s: self._heldout(s) for s in self.sources}, whole=True)
+        self._sample(step, tokens)
+        return result
+
+    def _heldout(self, source: str) -> Iterable[str]:
+        return (document.text for document in documents(self.prepared.gathered[source], "heldout"))
+
+    def _evaluate(self, step: int, tokens: int, texts: Any, whole: bool) -> dict[str, Any]:
+        found = heldout_bits(
+            self.module,
+            self.prepared.tokenizer,
+            texts,
+            self.sequence_length,
+            precision=self.precision,
+            display=self.display if whole else None,
+        )
+        total = combined(found)
+        result = {
+            "step": step,
+            "tokens": tokens,
+            "whole": whole,
+            **total.facts(),
+            "sources": {source: bits.facts() for source, bits in found.items()},
+        }
+        _append(self.folder.evaluations, result)
+        by_source = ", ".join(f"{source} {bits.bits_per_byte:.3f}" for source, bits in found.items())
+        self.display.say(f"  step {step}: held out {total.bits_per_byte:.3f} bits per byte ({by_source})")
+        return result
+
+    def _sample(self, step: int, tokens: int) -> None:
+        tokenizer = self.prepared.tokenizer
+        prompts = [[tokenizer.delimiter, *map(int, tokenizer.encode(p))] for p in self.settings.prompts]
+        completions = generate(
+            self.module,
+            prompts,
+            max_tokens=self.settings.sample_tokens,
+            temperature=0.8,
+            seed=self.seed,
+            stop={tokenizer.delimiter},
+        )
+        for prompt, completion in zip(self.settings.prompts, completions, strict=True):
+            text = tokenizer.decode(completion.tokens)
+            _append(self.folder.samples, {"step": step, "tokens": tokens, "prompt": prompt, "text": text})
+        if completions:
+            text = " ".join((self.settings.prompts[0] + tokenizer.decode(completions[0].tokens)).split())
+            self.display.say(f"  step {step}: {text[:100]}")
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """Add one whole line to a file of records."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CupolaError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,212 @@
+"""Fail before spending: one batch of every stage through a fresh model, before the run starts.
+
+Four things are measured and held against what they must be: the first loss is what the objective expects
+(ln V for a fresh model) to within 3%; one batch can be learnt by heart; the memory fits; the time is
+estimated from real steps at every row length of the stage. It trains a model of its own and leaves no
+trace. Without data the tokens are random, which tests the same but for the corpus.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from cupola import objectives, optim
+from cupola.data.batch import Microbatch
+from cupola.data.loader import Reader
+from cupola.data.order import Order
+from cupola.display import Display, count
+from cupola.errors import CupolaError
+from cupola.models import build
+from cupola.parallel.device import peak_memory, reset_peak_memory, synchronize, total_memory
+from cupola.parallel.engine import LocalEngine
+from cupola.pipeline.decisions import Decisions
+from cupola.pipeline.plan import store_sources
+from cupola.pipeline.prepare import Prepared
+from cupola.pipeline.stage import stage_clock, stage_order
+from cupola.recipe.clock import Clock
+from cupola.recipe.schema import Recipe, Stage
+from cupola.storage import digest
+
+TOLERANCE = 0.03
+OVERFIT_STEPS = 60
+OVERFIT_SHARE = 0.6
+OVERFIT_TOKENS = 256
+OVERFIT_LEARNING_RATE = 3e-3
+
+
+@dataclass(frozen=True)
+class StageCheck:
+    """What a dry run of one stage measured; memory in bytes, time in seconds for the whole stage."""
+
+    name: str
+    first_loss: float
+    expected_loss: float
+    peak_bytes: int
+    seconds: float
+    epochs: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `cupola check` reports."""
+
+    stages: list[StageCheck]
+    order_fingerprint: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `cupola check --json` prints."""
+        return asdict(self)
+
+
+def preflight(recipe: Recipe, prepared: Prepared | None, decisions: Decisions, display: Display) -> Check:
+    """Dry-run every stage of a recipe.
+
+    Args:
+        prepared: the stores, or None for random tokens.
+
+    Raises:
+        CupolaError: a first loss that is off, a batch that can't be learnt, memory that does not suffice;
+            names the stage and what to look at.
+    """
+    checks, fingerprints = [], []
+    with display.task("checking the recipe", total=len(recipe.stages) + 1, unit="stages") as task:
+        for name, stage in recipe.stages.items():
+            task.note(name)
+            check, fingerprint = _check_stage(recipe, name, stage, prepared, decisions)
+            checks.append(check)
+            fingerprints.append(fingerprint)
+            task.advance()
+        task.note("one batch by heart")
+        _overfit(recipe, decisions, checks[0])
+        task.advance()
+    return Check(checks, digest(fingerprints) if prepared else None)
+
+
+def _check_stage(
+    recipe: Recipe, name: str, stage: Stage, prepared: Prepared | None, decisions: Decisions
+) -> tuple[StageCheck, str]:
+    clock, order, epochs = _clock_and_order(recipe, name, stage, prepared)
+    device = torch.device(decisions.device)
+    reset_peak_memory(device)
+    module = build(recipe.model, decisions.vocabulary, recipe.seed, device)
+    optimizer = optim.build(module, stage.optimizer)
+    objective = objectives.build(stage)
+    engine = LocalEngine(module, decisions.precision, device)
+    microbatches = _first_microbatches(prepared, stage, clock, order, decisions)
+    tokens_per_second, losses = {}, []
+    for length, microbatch in microbatches.items():
+        seconds, loss = _timed_pass(engine, objective, microbatch, device)
+        tokens_per_second[length] = microbatch.tokens.numel() / seconds
+        losses.append(loss)
+    optim.set_learning_rate(optimizer, 0.0)
+    begun = time.perf_counter()
+    optimizer.step()
+    synchronize(device)
+    step_seconds = time.perf_counter() - begun
+    peak = peak_memory(device)
+    expected = objective.expected_first_loss(decisions.vocabulary)
+    _judge(name, losses[0], expected, peak, device)
+    seconds = _stage_seconds(clock, tokens_per_second, step_seconds)
+    return StageCheck(name, losses[0], expected, peak, seconds, epochs), order.fingerprint() if order else ""
+
+
+def _judge(name: str, loss: float, expected: float, peak: int, device: torch.device) -> None:
+    if not abs(loss - expected) <= TOLERANCE * expected:
+        raise CupolaError(
+            f"check {name}: the first loss is {loss:.3f}, but a fresh model's is {expected:.3f} to within"
+            f" {TOLERANCE:.0%}; model.init_std is the usual cause"
+        )
+    if peak > total_memory(device):
+        raise CupolaError(
+            f"check {name}: draws {count(peak)}B of memory, {device} has {count(total_memory(device))}B;"
+            " lower scale.microbatch_tokens or the model's size"
+        )
+
+
+def _clock_and_order(
+    recipe: Recipe, name: str, stage: Stage, prepared: Prepared | None
+) -> tuple[Clock, Order | None, dict[str, float]]:
+    if prepared is None:
+        return Clock(stage, epoch_tokens=10**9), None, {}
+    stores = store_sources(prepared, stage)
+    clock = stage_clock(stage, stores)
+    order = stage_order(recipe, name, stage, stores, clock)
+    return clock, order, order.epochs_of(clock.end)
+
+
+def _first_microbatches(
+    prepared: Prepared | None, stage: Stage, clock: Clock, order: Order | None, decisions: Decisions
+) -> dict[int, Microbatch]:
+    """One microbatch of each row length that the stage uses, as large as training makes them."""
+    found: dict[int, Microbatch] = {}
+    assert stage.sequence_length is not None
+    for start, _ in stage.sequence_length.starts(clock.total):
+        position = -(-start // clock.window) * clock.window
+        if position >= clock.end:
+            continue
+        length = clock.sequence_length(position)
+        if order is None or prepared is None:
+            rows = max(
+                1, min(clock.next_boundary(position) - position, decisions.microbatch_tokens) // length
+            )
+            generator = torch.Generator().manual_seed(position)
+            tokens = torch.randint(decisions.vocabulary, (rows, length + 1), generator=generator)
+            found[length] = Microbatch.of_rows(tokens)
+            continue
+        reader = Reader(order, store_sources(prepared, stage), decisions.microbatch_tokens, rank=0, ranks=1)
+        found[length] = reader.batch(position, clock.next_boundary(position)).microbatches[0]
+    return found
+
+
+def _timed_pass(
+    engine: LocalEngine, objective: objectives.Objective, microbatch: Microbatch, device: torch.device
+) -> tuple[float, float]:
+    """Seconds of a forward and backward pass (the second of two, the first one warms up), and the loss."""
+    normaliser = int((microbatch.targets >= 0).sum())
+    for _ in range(2):
+        synchronize(device)
+        begun = time.perf_counter()
+        result = engine.forward_backward([microbatch], objective, normaliser)
+        loss = float(result.loss)
+        seconds = time.perf_counter() - begun
+    return seconds, loss
+
+
+def _stage_seconds(clock: Clock, tokens_per_second: dict[int, float], step_seconds: float) -> float:
+    seconds = 0.0
+    for start, end in clock.steps():
+        seconds += (end - start) / tokens_per_second[clock.sequence_length(start)] + step_seconds
+    return seconds
+
+
+def _overfit(recipe: Recipe, decisions: Decisions, check: StageCheck) -> None:
+    """One small batch must be learnt by heart: gradients reach every part of the model.
+
+    Random tokens will do: what is tested is the model and its backward pass, not the text.
+    """
+    device = torch.device(decisions.device)
+    stage = next(iter(recipe.stages.values()))
+    module = build(recipe.model, decisions.vocabulary, recipe.seed, device)
+    engine = LocalEngine(module, decisions.precision, device)
+    objective = objectives.build(stage)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=OVERFIT_LEARNING_RATE, weight_decay=0.0)
+    assert stage.sequence_length is not None
+    length = min(OVERFIT_TOKENS // 2, min(stage.sequence_length.values))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    tokens = torch.randint(decisions.vocabulary, (OVERFIT_TOKENS // length, length + 1), generator=generator)
+    microbatch = Microbatch.of_rows(tokens).to(device)
+    loss = first = math.inf
+    for step in range(OVERFIT_STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        loss = float(engine.forward_backward([microbatch], objective, microbatch.targets.numel()).loss)
+        first = loss if step == 0 else first
+        if loss <= OVERFIT_SHARE * first:
+            return
+        optimizer.step()
+    raise CupolaError(
+        f"check {check.name}: one batch could not be learnt by heart (in {OVERFIT_STEPS} steps the loss fell from"
+        f" {first:.3f} to {loss:.3f} only); the model's settings keep gradients from flowing"
+    )

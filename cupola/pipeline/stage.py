@@ -1,0 +1,224 @@
+"""One stage of a run: put its parts together, train, and record what came of it.
+
+Where the weights come from, in this order: the newest verified checkpoint of the stage itself (with the
+optimizer's state and the position), the last checkpoint of the stage before (what `carry` names of it), the
+seed. The parts know nothing of files; saving, evaluating and sampling are given to the loop as callbacks.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from cupola import objectives, optim
+from cupola.checkpoint import folder as checkpoint
+from cupola.data.loader import Loader, Reader
+from cupola.data.order import Order, epoch_tokens
+from cupola.data.store import TokenStore
+from cupola.display import Display
+from cupola.errors import CupolaError
+from cupola.models import build, table
+from cupola.parallel.engine import LocalEngine
+from cupola.pipeline.decisions import Decisions
+from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.observing import Observer
+from cupola.pipeline.plan import PlannedStage, final_checkpoint, store_sources
+from cupola.pipeline.prepare import Prepared
+from cupola.recipe.clock import Clock
+from cupola.recipe.schema import Recipe, Stage
+from cupola.train.compiling import decide_compile
+from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
+from cupola.train.metrics import cut_back
+
+
+def stage_clock(stage: Stage, stores: Mapping[str, TokenStore]) -> Clock:
+    """The stage's clock; an epoch ends when the first source has been seen once."""
+    lengths = {name: store.length for name, store in stores.items()}
+    assert stage.sequence_length is not None
+    return Clock(stage, epoch_tokens(lengths, stage.data, max(stage.sequence_length.values)))
+
+
+def stage_order(
+    recipe: Recipe, name: str, stage: Stage, stores: Mapping[str, TokenStore], clock: Clock
+) -> Order:
+    """The stage's data order."""
+    return Order.over(recipe.seed, name, stores, clock, stage.data)
+
+
+class StageRun:
+    """The parts of one stage, put together; `train` does the rest."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        prepared: Prepared,
+        decisions: Decisions,
+        planned: PlannedStage,
+        display: Display,
+    ) -> None:
+        self.folder, self.recipe, self.planned, self.display = folder, recipe, planned, display
+        self.prepared, self.decisions = prepared, decisions
+        self.files, self.stage = planned.folder, planned.stage
+        device = torch.device(decisions.device)
+        self.stores = store_sources(prepared, self.stage)
+        self.clock = stage_clock(self.stage, self.stores)
+        self.order = stage_order(recipe, planned.name, self.stage, self.stores, self.clock)
+        self.module = build(recipe.model, prepared.vocabulary, recipe.seed, device)
+        self.optimizer: Optimizer = optim.build(self.module, self.stage.optimizer)
+        self.objective = objectives.build(self.stage)
+        self.engine = LocalEngine(self.module, decisions.precision, device)
+
+    def train(self, run_seconds: float | None) -> None:
+        """Train to the end of the stage and record it as done.
+
+        Args:
+            run_seconds: about how long the stage will take, or None if nobody knows.
+
+        Raises:
+            Interrupted: the user asked to stop; the step under way is finished and saved.
+            CupolaError: it can't go on; the last checkpoint is intact.
+        """
+        self.files.sweep()
+        start = self._start()
+        for path in (self.files.metrics, self.files.evaluations, self.files.samples):
+            cut_back(path, start.step)
+        self._choose_compile(run_seconds)
+        event = "stage_resumed" if start.step else "stage_begun"
+        self.files.record(name=self.planned.name, key=self.planned.key, status="running")
+        self.folder.ledger.append(event, stage=self.planned.name, step=start.step, tokens=start.position)
+        for note in self.order.notes():
+            self.display.say(note)
+        self._finish(train_stage(self._setup(start), self.display))
+
+    def _start(self) -> Progress:
+        """Put the weights where the stage begins or goes on, and say where that is."""
+        own = checkpoint.newest_verified(self.files.checkpoints, self._report_ignored)
+        if own is not None:
+            return self._resume(own)
+        parent = self.planned.parent
+        if parent is None:
+            return Progress()
+        loaded = checkpoint.load(final_checkpoint(parent))
+        if "weights" in self.stage.carry:
+            self.module.load_state_dict(loaded.weights)
+        if "optimizer" in self.stage.carry:
+            self._load_optimizer(loaded)
+        carried = " and ".join(self.stage.carry)
+        self.display.say(f"stage {self.planned.name}: takes {carried} from {parent.name}")
+        return Progress(global_step=loaded.facts["global_step"])
+
+    def _resume(self, path: Any) -> Progress:
+        loaded = checkpoint.load(path)
+        self.order.verify_state(loaded.facts["data"])
+        self.module.load_state_dict(loaded.weights)
+        self._load_optimizer(loaded)
+        facts = loaded.facts
+        self.display.say(f"stage {self.planned.name}: goes on after step {facts['step']}")
+        return Progress(facts["step"], facts["tokens"], facts["seconds"], facts["global_step"])
+
+    def _load_optimizer(self, loaded: checkpoint.Checkpoint) -> None:
+        try:
+            optim.load_optimizer_state(self.optimizer, self.module, loaded.optimizer)
+        except ValueError as error:
+            raise CupolaError(f"{loaded.path}: {error}") from error
+
+    def _report_ignored(self, text: str) -> None:
+        self.display.warn(text)
+        self.folder.ledger.append("checkpoint_ignored", stage=self.planned.name, why=text)
+
+    def _choose_compile(self, run_seconds: float | None) -> None:
+        """Compile the blocks if the recipe says so, if this stage did before, or if it pays."""
+        compiled = self.files.facts().get("compiled")
+        if self.recipe.compile == "auto" and compiled is None and run_seconds is not None:
+            reader = Reader(self.order, self.stores, self.decisions.microbatch_tokens, rank=0, ranks=1)
+            last = list(self.clock.steps(max(0, self.clock.end - self.clock.window)))[-1]
+            choice = decide_compile(
+                self.engine, self.objective, reader.batch(*last).microbatches[0], run_seconds
+            )
+            self.display.say(f"torch.compile {'on' if choice.on else 'off'}: {choice.reason}")
+            compiled = choice.on
+        elif self.recipe.compile == "on" or (self.recipe.compile == "auto" and compiled):
+            self.engine.compile()
+            compiled = True
+        self.files.record(compiled=bool(compiled))
+
+    def _setup(self, start: Progress) -> StageSetup:
+        model, vocabulary = self.recipe.model, self.prepared.vocabulary
+        self.observer = Observer(
+            self.files,
+            self.recipe.evaluate,
+            self.prepared,
+            self.module,
+            self.order.names,
+            self.clock.span,
+            self.decisions.precision,
+            self.recipe.seed,
+            self.display,
+        )
+        return StageSetup(
+            name=self.planned.name,
+            clock=self.clock,
+            engine=self.engine,
+            optimizer=self.optimizer,
+            objective=self.objective,
+            batches=self._batches,
+            metrics=self.files.metrics,
+            save=self._save,
+            save_every=self.recipe.checkpoint.every,
+            evaluate=self._evaluate,
+            evaluate_every=self.recipe.evaluate.every,
+            flops_per_token=lambda length: table.flops_per_token(model, vocabulary, length),
+            peak_flops=self.decisions.peak_flops,
+            start=start,
+            tensorboard=self.folder.tensorboard,
+        )
+
+    def _batches(self, position: int) -> AbstractContextManager[Loader]:
+        return Loader(self.order, self.stores, position, microbatch_tokens=self.decisions.microbatch_tokens)
+
+    def _save(self, progress: Progress) -> None:
+        facts = {
+            "stage": self.planned.name,
+            "step": progress.step,
+            "global_step": progress.global_step,
+            "tokens": progress.position,
+            "seconds": progress.seconds,
+            "vocabulary": self.prepared.vocabulary,
+            "tokenizer": self.prepared.tokenizer.fingerprint,
+            "data": self.order.state(progress.position),
+        }
+        state = optim.optimizer_state(self.optimizer, self.module)
+        path = checkpoint.save(self.files.checkpoints, dict(self.module.named_parameters()), state, facts)
+        checkpoint.retain(self.files.checkpoints, self.recipe.checkpoint.keep)
+        self.folder.ledger.append(
+            "checkpoint",
+            stage=self.planned.name,
+            step=progress.step,
+            tokens=progress.position,
+            path=path.name,
+        )
+
+    def _evaluate(self, progress: Progress, at_end: bool) -> dict[str, Any]:
+        look = self.observer.finish if at_end else self.observer.look
+        return look(progress.step, progress.position)
+
+    def _finish(self, result: StageResult) -> None:
+        progress = result.progress
+        path = checkpoint.checkpoints(self.files.checkpoints)[-1]
+        checkpoint.retain(self.files.checkpoints, 1)
+        facts = {
+            "status": "done",
+            "checkpoint": path.name,
+            "tokens": progress.position,
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "skipped": result.skipped,
+            "final_loss": result.final_loss,
+            "heldout_bits_per_byte": result.evaluation["bits_per_byte"],
+            "heldout": result.evaluation["sources"],
+        }
+        self.files.record(**facts)
+        self.folder.ledger.append("stage_done", stage=self.planned.name, **facts)

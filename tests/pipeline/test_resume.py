@@ -1,0 +1,185 @@
+"""Resume is bit-exact: however a run is interrupted, its weights end the same and each step is there once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cupola.checkpoint.names import checkpoints
+from cupola.display import Display, Task
+from cupola.errors import Interrupted
+from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.listing import list_run
+from cupola.pipeline.run import run
+from cupola.recipe.loading import load
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process without warning."""
+
+
+class Saboteur(Display):
+    """Ends the run at given steps of training: by an exception (as a kill would) or by SIGINT."""
+
+    def __init__(self, at: list[int], how: str) -> None:
+        self.at, self.how, self.steps = sorted(at), how, 0
+
+    def task(self, title: str, total: float | None = None, unit: str = ""):
+        saboteur = self
+
+        class Armed(Task):
+            def at(self, done: float) -> None:
+                if not unit.startswith("tokens"):
+                    return
+                saboteur.steps += 1
+                if saboteur.at and saboteur.steps >= saboteur.at[0]:
+                    saboteur.at.pop(0)
+                    if saboteur.how == "crash":
+                        raise Crash
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        import contextlib
+
+        @contextlib.contextmanager
+        def armed() -> Iterator[Task]:
+            yield Armed()
+
+        return armed()
+
+
+def final_weights(folder: Path) -> dict[str, str]:
+    """Stage -> hash of the weights that it ended with."""
+    return {row["stage"]: row["weights_sha256"] for row in list_run(folder, True, Display())}
+
+
+def steps_in_metrics(folder: Path, stage: int, name: str) -> list[int]:
+    rows = RunFolder(folder).stage(stage, name).metrics.read_text().splitlines()
+    return [json.loads(row)["step"] for row in rows]
+
+
+@pytest.fixture
+def straight(tiny_recipe: Path, tmp_path: Path) -> Path:
+    """The run without interruption."""
+    folder = tmp_path / "straight"
+    report = run(load(tiny_recipe), folder, None, Display(), check_first=False)
+    assert [stage.status for stage in report.stages] == ["done", "done"]
+    return folder
+
+
+def assert_same_run(folder: Path, straight: Path) -> None:
+    assert final_weights(folder) == final_weights(straight)
+    for number, name in enumerate(("pretrain", "midtrain"), start=1):
+        steps = steps_in_metrics(folder, number, name)
+        assert steps == list(range(1, len(steps) + 1))
+        assert steps == steps_in_metrics(straight, number, name)
+
+
+@pytest.mark.parametrize("how", ["crash", "interrupt"])
+def test_interrupted_anywhere_and_twice_in_a_row_ends_the_same(tiny_recipe, tmp_path, straight, how):
+    folder = tmp_path / "broken"
+    count = len(steps_in_metrics(straight, 1, "pretrain"))
+    # In the first batch phase, right after it again, at the growth of the row, at the end, in the next stage.
+    interruptions = 0
+    for at in (2, 1, count // 2, 3, count // 3, 2, 1):
+        try:
+            report = run(load(tiny_recipe), folder, None, Saboteur([at], how), check_first=False)
+        except Crash:
+            interruptions += 1
+            continue
+        if report.error is None:
+            break
+        assert isinstance(report.error, Interrupted)
+        assert report.stages[-1].status == "stopped"
+        interruptions += 1
+    report = run(load(tiny_recipe), folder, None, Display(), check_first=False)
+    assert report.error is None
+    assert interruptions >= 4
+    assert_same_run(folder, straight)
+
+
+@pytest.mark.multiprocess
+def test_killed_processes_end_the_same(tiny_recipe, tmp_path, straight):
+    """kill -9 at random moments of real processes, then once to the end."""
+    folder = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "cupola",
+        "run",
+        str(tiny_recipe),
+        "--out",
+        str(folder),
+        "--no-check",
+        "--json",
+    ]
+    kills = 0
+    for wait in (0.05, 0.2, 0.4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        metrics = RunFolder(folder).stage(1, "pretrain").metrics
+        size = metrics.stat().st_size if metrics.exists() else 0
+        while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= size):
+            time.sleep(0.02)
+        time.sleep(wait)
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+    assert kills
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [stage["status"] for stage in report["stages"]][-1] == "done"
+    assert_same_run(folder, straight)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_loudly(tiny_recipe, tmp_path, straight):
+    folder = tmp_path / "damaged"
+    count = len(steps_in_metrics(straight, 1, "pretrain"))
+    with pytest.raises(Crash):
+        run(load(tiny_recipe), folder, None, Saboteur([count - 2], "crash"), check_first=False)
+    stage = RunFolder(folder).stage(1, "pretrain")
+    newest = checkpoints(stage.checkpoints)[-1]
+    weights = newest / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 64
+    weights.write_bytes(data)
+
+    said: list[str] = []
+
+    class Listening(Display):
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+    run(load(tiny_recipe), folder, None, Listening(), check_first=False)
+    assert any(newest.name in text and "damaged" in text for text in said)
+    assert any(event["event"] == "checkpoint_ignored" for event in RunFolder(folder).ledger.events())
+    assert_same_run(folder, straight)
+
+
+def test_a_second_run_does_nothing(tiny_recipe, straight):
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*") if "checkpoints" in str(path)}
+    report = run(load(tiny_recipe), straight, None, Display(), check_first=False)
+    assert [stage.status for stage in report.stages] == ["unchanged", "unchanged"]
+    assert before == {
+        path: path.stat().st_mtime_ns for path in straight.rglob("*") if "checkpoints" in str(path)
+    }
+
+
+def test_a_changed_later_stage_leaves_the_earlier_one_alone(tiny_recipe, straight):
+    changed = load(tiny_recipe, ["stages.midtrain.learning_rate=1e-3"])
+    report = run(changed, straight, None, Display(), check_first=False)
+    assert [stage.status for stage in report.stages] == ["unchanged", "done"]
+    kept = [path for path in (straight / "stages").iterdir() if path.name.startswith(".02-midtrain")]
+    assert len(kept) == 1
+
+
+def test_until_stops_and_goes_on(tiny_recipe, tmp_path, straight):
+    folder = tmp_path / "until"
+    first = run(load(tiny_recipe), folder, "pretrain", Display(), check_first=False)
+    assert [stage.name for stage in first.stages] == ["pretrain"]
+    run(load(tiny_recipe), folder, None, Display(), check_first=False)
+    assert_same_run(folder, straight)
