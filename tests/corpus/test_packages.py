@@ -170,7 +170,10 @@ def test_pypi_prefers_the_wheel_and_takes_the_source_where_the_wheel_holds_nothi
 
 def chain() -> Corpus:
     return Corpus(
-        apt="book", fallback=Corpus(npm="book", fallback=Corpus(pypi="book", fallback=Corpus(python="code", max_bytes=50_000)))
+        apt="book",
+        fallback=Corpus(
+            npm="book", fallback=Corpus(pypi="book", fallback=Corpus(python="code", max_bytes=50_000))
+        ),
     )
 
 

@@ -142,7 +142,8 @@ def _npm(request: str, work: Path) -> None:
             "npm_config_fetch_retries": "1",
             "npm_config_fetch_timeout": "30000",
         }
-        _call([client, "pack", "--silent", "--ignore-scripts", request], work, f"npm {request}", environment)
+        command = [client, "pack", "--loglevel=error", "--ignore-scripts", request]
+        _call(command, work, f"npm {request}", environment)
 
 
 def _pip(request: str, work: Path, built: bool) -> None:
@@ -246,14 +247,12 @@ def _call(
 def _telling_line(output: str) -> str:
     """The line of a client's output that says what went wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    for sign in (
-        r"^E:",
-        r"npm (?:error|ERR!) \d{3}",
-        r"npm (?:error|ERR!) (?:code|network)",
-        r"^ERROR:",
-        r"[Ee]rror",
+    for sign, which in (
+        (r"^E:", -1),
+        (r"^npm (?:error|ERR!) (?:\d{3}|network) ", 0),
+        (r"^ERROR:|[Ee]rror", -1),
     ):
         found = [line for line in lines if re.search(sign, line)]
         if found:
-            return found[-1][:300]
+            return found[which][:300]
     return lines[-1][:300] if lines else "the client failed and said nothing"

@@ -1,0 +1,51 @@
+"""The `huggingface` source: on a data set that lies on this machine, without its library, without the hub."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from corpus_fakes import Heard, prose
+
+from cupola.corpus import documents, gather
+from cupola.errors import InputError
+from cupola.recipe.schema import Corpus
+
+
+def test_a_data_set_is_streamed(tmp_path: Path, cache: Path, heard: Heard) -> None:
+    pytest.importorskip("datasets")
+    rows = [{"body": prose(f"row {number}"), "n": number} for number in range(30)] + [{"body": None, "n": 30}]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    corpus = Corpus(huggingface=str(tmp_path / "set"), text_field="body", heldout=0.1, licence="CC0")
+    found = gather("web", corpus, heard)
+    items = [item for split in ("train", "heldout") for item in documents(found.path, split)]
+    assert sorted(item.text for item in items) == sorted(row["body"] for row in rows[:30])
+    assert {item.licence for item in items} == {"CC0"}
+    assert found.facts["dropped"] == {"no text in field 'body'": 1}
+    assert any("without max_bytes" in line for line in heard.warnings)
+    assert gather("web", corpus, heard).path == found.path
+
+
+def test_without_the_library_the_fallback_is_taken(
+    cache: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    corpus = Corpus(huggingface="a/b", fallback=Corpus(python="code", max_bytes=20_000))
+    found = gather("web", corpus, heard)
+    assert found.facts["taken"]["fallback"] is True
+    assert "pip install 'cupola[huggingface]'" in found.facts["taken"]["because"][0]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    cache: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    import huggingface_hub
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    with pytest.raises(InputError, match=r"a/b cannot be had from the hub \(no route to host\)"):
+        gather("web", Corpus(huggingface="a/b"), heard)
