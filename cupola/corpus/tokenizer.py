@@ -2,9 +2,9 @@
 
 Guarantees:
 - The ids are those that the `tokenizers` library gives for the file. Where the file is byte-level BPE they
-  are computed by tiktoken on the same merges, 5 to 6 times faster; `engine` says which, `engine_reason` why
-  not (`cupola.corpus.tiktoken_engine` decides). A text that overflows tiktoken's stack (a run of some
-  hundred thousand spaces) goes to `tokenizers` by itself.
+  are computed by tiktoken on the same merges, three times faster (10.6 against 3.4 MB/s of one core);
+  `engine` says which, `engine_reason` why not (`cupola.corpus.tiktoken_engine` decides). A text that
+  overflows tiktoken's stack (a run of some hundred thousand spaces) goes to `tokenizers` by itself.
 - Text never becomes a special token: a literal `<|endoftext|>` in a document is encoded as its characters.
   Added tokens that the file does not call special are part of the vocabulary and are found, as its author
   meant.

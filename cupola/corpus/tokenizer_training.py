@@ -1,8 +1,8 @@
 """Training a byte-level BPE tokenizer on a recipe's text.
 
 Guarantees: the same text gives the same file, whatever the number of threads; only training text is read;
-text streams, so that memory holds the distinct pieces of at most `train_bytes` of it (0.35 GB for 6 MB of
-English prose and 32,768 tokens, which grows much more slowly than the text).
+text streams, so that memory holds the distinct pieces of at most `train_bytes` of it. Measured on two cores
+with manuals and a dictionary: 6 MB in 3 s, 30 MB in 12 s and 0.7 GB, for 8,192 tokens or 32,768.
 
 The tokenizer: bytes as the alphabet, so every text can be written; pieces as in Llama 3 (`PATTERN`), so a
 token never spans two words and a number is cut into groups of three digits; 32 reserved ids in front

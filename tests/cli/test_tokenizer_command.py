@@ -111,3 +111,14 @@ def test_store(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["tokenizer", name, "--help"]) == 0
     assert f"Examples:\n    cupola tokenizer {name} " in capsys.readouterr().out
+
+
+def test_the_page_names_the_special_tokens_as_they_are() -> None:
+    from cupola.corpus.tokenizer_training import NAMED, RESERVED
+
+    page = (Path(__file__).parents[2] / "docs/tokenizer.md").read_text(encoding="utf-8").replace("\\|", "|")
+    table = [line for line in page.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    named = [token for line in table[:-1] for token in line.split("`")[1::2]]
+    assert tuple(named) == NAMED
+    assert table[-1].startswith(f"| {len(NAMED)} to {len(RESERVED) - 1} ")
+    assert f"`{RESERVED[-1]}`" in table[-1]
