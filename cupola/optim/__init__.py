@@ -87,14 +87,22 @@ def load_optimizer_state(optimizer: Optimizer, module: nn.Module, state: Mapping
     """Take over what `optimizer_state` gave; values are copied.
 
     Raises:
-        ValueError: a parameter that the module does not have, or a tensor of another shape.
+        ValueError: it is of another model or another optimizer; the optimizer is unchanged.
     """
     parameters = dict(module.named_parameters())
-    optimizer.state.clear()
+    expected = set()
+    if state:
+        roles = {p: group["role"] for group in optimizer.param_groups for p in group["params"]}
+        names = {name: roles[p] for name, p in parameters.items() if p in roles}
+        expected = {f"{name}/{part}" for name, role in names.items() for part in _parts(optimizer, role)}
+    if different := expected ^ state.keys():
+        raise ValueError(
+            f"the optimizer's state is of another model or another optimizer: {min(different)!r} is "
+            f"{'missing' if min(different) in expected else 'not expected'}"
+        )
+    taken: dict[Tensor, dict[str, Tensor]] = {}
     for key, value in state.items():
         name, _, part = key.rpartition("/")
-        if name not in parameters:
-            raise ValueError(f"the optimizer's state has {key!r}, but the model has no parameter {name!r}")
         parameter = parameters[name]
         if value.ndim and value.shape != parameter.shape:
             raise ValueError(
@@ -102,4 +110,13 @@ def load_optimizer_state(optimizer: Optimizer, module: nn.Module, state: Mapping
                 f"the parameter {tuple(parameter.shape)}"
             )
         # torch's fused kernels want the count of steps on the parameter's device as well.
-        optimizer.state[parameter][part] = value.detach().to(parameter.device, copy=True)
+        taken.setdefault(parameter, {})[part] = value.detach().to(parameter.device, copy=True)
+    optimizer.state.clear()
+    optimizer.state.update(taken)
+
+
+def _parts(optimizer: Optimizer, role: str) -> tuple[str, ...]:
+    """What the optimizer keeps of a parameter."""
+    if isinstance(optimizer, Muon) and role == "matrix":
+        return ("momentum",)
+    return ("step", "exp_avg", "exp_avg_sq")

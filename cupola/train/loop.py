@@ -64,7 +64,7 @@ class StageSetup:
         save: called with the progress when a checkpoint is due, after Ctrl-C, and at the end.
         save_every, evaluate_every: intervals on the stage's clock.
         evaluate: called with the progress and whether this is the stage's end; returns figures for the
-            curves, such as {"heldout_bits_per_byte": 1.9}.
+            curves, such as {"bits_per_byte": 1.9}; may be nested.
         flops_per_token: FLOPs of the model per token, forward and backward, for rows of a given length.
         peak_flops: the machine's measured FLOP/s (`train.peak`).
         tensorboard: folder of event files, or None.
@@ -79,7 +79,7 @@ class StageSetup:
     metrics: Path
     save: Callable[[Progress], None]
     save_every: Quantity
-    evaluate: Callable[[Progress, bool], dict[str, float]]
+    evaluate: Callable[[Progress, bool], dict[str, Any]]
     evaluate_every: Quantity
     flops_per_token: Callable[[int], float]
     peak_flops: float
@@ -100,7 +100,7 @@ class StageResult:
     progress: Progress
     final_loss: float | None
     skipped: int
-    evaluation: dict[str, float]
+    evaluation: dict[str, Any]
 
 
 def train_stage(setup: StageSetup, display: Display) -> StageResult:
@@ -204,12 +204,12 @@ def _advance(
         "gradient_norm": result.gradient_norm,
         "skipped": result.skipped,
         "tokens_per_second": tokens / seconds,
-        "model_flop_utilisation": flops / seconds / setup.peak_flops,
+        "mfu": flops / seconds / setup.peak_flops,
         "batch_tokens": tokens,
         "sequence_length": length,
-        "sources": {name: part / tokens for name, part in batch.tokens_by_source.items()},
+        "shares": {name: part / tokens for name, part in batch.tokens_by_source.items()},
         "memory_bytes": peak_memory(setup.engine.device),
-        "seconds": progress.seconds,
+        "seconds": seconds,
     }
 
 
@@ -217,7 +217,7 @@ def _show(task: Task, row: Row) -> None:
     task.at(row["tokens"])
     task.note(
         f"loss {row['loss']:.3f}  {count(row['tokens_per_second'])} tokens/s  "
-        f"{row['model_flop_utilisation']:.0%} of peak  lr {row['learning_rate']:.2g}"
+        f"{row['mfu']:.0%} of peak  lr {row['learning_rate']:.2g}"
     )
 
 
@@ -239,7 +239,7 @@ def _judge_skips(
 
 def _evaluate(setup: StageSetup, progress: Progress, writer: MetricsWriter, at_end: bool) -> dict[str, Any]:
     figures = setup.evaluate(progress, at_end)
-    writer.draw({"global_step": progress.global_step, **figures})
+    writer.draw("heldout", figures, progress.global_step)
     return figures
 
 

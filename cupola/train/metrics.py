@@ -18,7 +18,7 @@ from cupola.errors import CupolaError
 
 Row = dict[str, Any]
 
-CURVES_LEFT_OUT = ("step", "global_step", "seconds")
+CURVES_LEFT_OUT = ("step", "global_step", "seconds", "whole")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -71,7 +71,7 @@ class MetricsWriter:
     Args:
         path: the JSON lines; on resume cut it back first.
         tensorboard: folder of event files, or None.
-        stage: prefix of TensorBoard's names, which are the same for every stage otherwise.
+        stage: prefix of the curves' names, so that each stage has its own.
         global_step: steps of the run before the next row; TensorBoard forgets what it has after that.
     """
 
@@ -98,13 +98,10 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise CupolaError(f"{self.path}: cannot be written ({error.strerror})") from error
-        self._draw(row)
+        self.draw("", row, row["global_step"])
 
-    def draw(self, row: Row) -> None:
-        """Give figures to TensorBoard alone: those of an evaluation, which keeps a record of its own."""
-        self._draw(row)
-
-    def _draw(self, row: Row) -> None:
+    def draw(self, title: str, figures: Row, global_step: int) -> None:
+        """Give the numbers among some figures, nested or not, to TensorBoard, each as a curve of its own."""
         if self._tensorboard is None:
             return
         if self._curves is None:
@@ -113,13 +110,12 @@ class MetricsWriter:
             self._curves = SummaryWriter(
                 str(self._tensorboard), purge_step=self._global_step + 1, flush_secs=20
             )
-        for name, value in row.items():
-            if name in CURVES_LEFT_OUT or value is None:
-                continue
-            parts = value.items() if isinstance(value, dict) else [("", value)]
-            for part, number in parts:
-                title = "/".join(piece for piece in (self.stage, name, part) if piece)
-                self._curves.add_scalar(title, number, row["global_step"])
+        for name, value in figures.items():
+            path = f"{title}/{name}" if title else name
+            if isinstance(value, dict):
+                self.draw(path, value, global_step)
+            elif isinstance(value, int | float) and name not in CURVES_LEFT_OUT:
+                self._curves.add_scalar(f"{self.stage}/{path}", value, global_step)
 
     def sync(self) -> None:
         """Wait until everything written is on the disk."""
