@@ -13,6 +13,7 @@ The fingerprint is a hash of the tokens and the tokenizer, not of the place or t
 contents have the same, whoever wrote them.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -114,8 +115,9 @@ class StoreWriter:
                 self._whole.__exit__(type(failure), failure, failure.__traceback__)
                 raise
         else:
-            self._bin.close()
-            self._lengths.close()
+            for file in (self._bin, self._lengths):
+                with contextlib.suppress(OSError):  # on a full disk closing fails as writing did
+                    file.close()
         self._whole.__exit__(kind, error, trace)
 
     def _finish(self) -> None:

@@ -1,6 +1,7 @@
 """Token stores: round trips, Megatron's files both ways, damage."""
 
 import json
+import resource
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -129,6 +130,19 @@ def test_an_error_or_a_kill_leaves_no_store(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CupolaError, match="has no manifest"):
         TokenStore(tmp_path / "s")
+
+
+@pytest.mark.parametrize("documents", [5, 5000])
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, documents: int) -> None:
+    """A limit on the size of files fails as a full disk does: at once, or when the last buffer is written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(CupolaError, match=r"s: cannot be written \(File too large"):
+            write(tmp_path / "s", [[1, 2, 3]] * documents)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "tokens.idx", "manifest.json"])
