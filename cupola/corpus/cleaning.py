@@ -82,7 +82,8 @@ def decode(data: bytes, declared: str | None = None) -> Decoded:
 
 def normalise_characters(text: str) -> str:
     """One kind of newline, no control or invisible characters, no overstriking, no surrogates, NFC."""
-    text = _OTHER_NEWLINES.sub("\n", text)
+    if not text.isascii() or any(mark in text for mark in "\r\x0b\x0c"):
+        text = _OTHER_NEWLINES.sub("\n", text)
     if "\b" in text:
         text = _OVERSTRIKE.sub("", text)
     text = _REMOVED.sub("", text)
@@ -95,7 +96,12 @@ def normalise_characters(text: str) -> str:
 
 def normalise_blanks(text: str) -> str:
     """No spaces at line ends, at most one blank line in a row, none at either end."""
-    return _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text)).strip("\n").rstrip()
+    text = text.rstrip()
+    if " \n" in text or "\t\n" in text:
+        text = _TRAILING.sub("", text)
+    if "\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n", text)
+    return text.strip("\n")
 
 
 STEPS: tuple[Callable[[str], str], ...] = (normalise_characters, normalise_blanks)
