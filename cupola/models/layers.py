@@ -1,4 +1,9 @@
-"""Norms and feed-forward layers.
+"""Linear maps, norms and feed-forward layers.
+
+`Linear` is torch's, except that in fp32 on CPU its forward pass and the gradient of its input go to
+oneDNN, which reaches 102-109 GFLOP/s where torch's default (MKL) reaches 79-102 (2048 tokens, widths 384
+to 1024, one core of an AMD EPYC); for the weights' gradient the two are equal. It leans on an operator
+that torch keeps for its compiler, so it is asked for, and torch's own path taken, where it is missing.
 
 Under autocast a norm computes in fp32 and returns the compute dtype, so that the two or three linear
 maps that read it don't each make their own copy. `RMSNorm` has its own backward: on CPU torch composes
@@ -20,6 +25,61 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+ONEDNN_ROWS = 64
+"""With fewer rows (decoding) torch's own path is as fast."""
+
+
+def _onednn_linear() -> Any:
+    available = torch.backends.mkldnn.is_available()
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if available else None
+
+
+_ONEDNN_LINEAR = _onednn_linear()
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _ONEDNN_LINEAR(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, weight.shape[0])
+        d_x = _ONEDNN_LINEAR(rows, weight.t(), None, "none", [], "").view(x.shape) if needs_x else None
+        d_weight = rows.t() @ x.reshape(-1, weight.shape[1]) if needs_weight else None
+        return d_x, d_weight, rows.sum(0) if needs_bias else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., inputs), weight (outputs, inputs), bias (outputs,) -> (..., outputs)."""
+    plain_fp32 = (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+    )
+    if (
+        plain_fp32
+        and _ONEDNN_LINEAR is not None
+        and x.numel() >= ONEDNN_ROWS * weight.shape[1]
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    ):
+        return _OneDNNLinear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by way of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -85,9 +145,9 @@ class Gated(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         hidden, bias = model.sizes().feedforward, model.feedforward_bias
-        self.gate = nn.Linear(model.width, hidden, bias)
-        self.up = nn.Linear(model.width, hidden, bias)
-        self.down = nn.Linear(hidden, model.width, bias)
+        self.gate = Linear(model.width, hidden, bias)
+        self.up = Linear(model.width, hidden, bias)
+        self.down = Linear(hidden, model.width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -99,8 +159,8 @@ class Plain(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         hidden, bias = model.sizes().feedforward, model.feedforward_bias
-        self.up = nn.Linear(model.width, hidden, bias)
-        self.down = nn.Linear(hidden, model.width, bias)
+        self.up = Linear(model.width, hidden, bias)
+        self.down = Linear(hidden, model.width, bias)
         self.approximate = "tanh" if model.activation == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:

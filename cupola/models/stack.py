@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cupola.models import table
 from cupola.models.attention import document_begins
-from cupola.models.layers import Gated, Plain, norm
+from cupola.models.layers import Gated, Linear, Plain, linear, norm
 from cupola.models.transformer import Attention
 from cupola.recipe.schema import Model
 
@@ -130,7 +129,7 @@ class LanguageModel(nn.Module):
             {str(i): Block(model, kinds) for i, kinds in enumerate(table.blocks(model))}
         )
         self.norm = norm(model)
-        self.head = None if model.tied else nn.Linear(model.width, vocabulary, bias=False)
+        self.head = None if model.tied else Linear(model.width, vocabulary, bias=False)
 
     def numbered_blocks(self) -> Iterable[tuple[str, Block]]:
         """The blocks that this module holds, under their numbers in the whole stack."""
@@ -177,7 +176,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (..., vocabulary)."""
-        return F.linear(hidden, self.head_weight)
+        return linear(hidden, self.head_weight)
 
     def cache(self, columns: int) -> Cache:
         """An empty cache for rows of up to `columns` tokens."""

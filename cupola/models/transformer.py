@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cupola.models import attention
-from cupola.models.layers import RMSNorm
+from cupola.models.layers import Linear, RMSNorm
 from cupola.models.rope import Rotation, rotate, rotation
 from cupola.recipe.schema import Model
 
@@ -75,12 +75,12 @@ class Attention(nn.Module):
         sizes = model.sizes()
         self.head_width = sizes.head_width
         queries, keys = model.heads * sizes.head_width, sizes.key_value_heads * sizes.head_width
-        self.query = nn.Linear(model.width, queries, model.attention_bias)
-        self.key = nn.Linear(model.width, keys, model.attention_bias)
-        self.value = nn.Linear(model.width, keys, model.attention_bias)
+        self.query = Linear(model.width, queries, model.attention_bias)
+        self.key = Linear(model.width, keys, model.attention_bias)
+        self.value = Linear(model.width, keys, model.attention_bias)
         self.query_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
         self.key_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
-        self.output = nn.Linear(queries, model.width, model.output_bias)
+        self.output = Linear(queries, model.width, model.output_bias)
         self.rope = model.rope if model.positions == "rope" else None
         self.plan_key: Hashable = ("attention", self.rope, self.head_width)
 

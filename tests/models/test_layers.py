@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cupola.models.layers import RMSNorm, rmsnorm_reference
+from cupola.models.layers import RMSNorm, linear, rmsnorm_reference
 from cupola.models.rope import frequencies, rotate, rotate_reference, rotation
 from cupola.recipe.schema import Rope
 
@@ -18,6 +18,30 @@ def with_gradients(function, *inputs):
     weights = weights.bfloat16().to(out.dtype)  # the same numbers in every dtype
     (out * weights).sum().backward()
     return [out.detach(), *(x.grad for x in inputs)]
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 24), (70, 24), (1, 3, 24), (2, 3, 40, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_equals_torchs(shape, bias):
+    module = torch.nn.Linear(24, 50, bias)
+    x, parameters = torch.randn(shape), list(module.parameters())
+    for got, want in zip(
+        with_gradients(linear, x, *parameters), with_gradients(F.linear, x, *parameters), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_takes_views_and_gives_gradients_only_where_they_are_needed():
+    x = torch.randn(24, 100).t()
+    weight = torch.randn(50, 24, requires_grad=True)
+    linear(x, weight).t().contiguous().t().backward(torch.randn(50, 100).t())
+    assert x.grad is None
+    assert weight.grad.shape == (50, 24)
+    frozen = torch.randn(50, 24)
+    x = torch.randn(100, 24, requires_grad=True)
+    gradient = torch.randn(100, 50)
+    linear(x, frozen).backward(gradient)
+    torch.testing.assert_close(x.grad, gradient @ frozen, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 32), (1, 1, 7), (3, 4, 2, 16)])
