@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cupola.corpus.documents import documents
 from cupola.display import Display
 from cupola.errors import CupolaError
 from cupola.evaluate import choose_texts, combined, heldout_bits
 from cupola.generate import generate
+from cupola.models.stack import LanguageModel
 from cupola.pipeline.folder import StageFolder
 from cupola.pipeline.prepare import Prepared
 from cupola.recipe.schema import Evaluate
@@ -35,7 +34,7 @@ class Observer:
         folder: StageFolder,
         settings: Evaluate,
         prepared: Prepared,
-        module: torch.nn.Module,
+        module: LanguageModel,
         sources: Iterable[str],
         sequence_length: int,
         precision: str,

@@ -13,6 +13,7 @@ from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.models import build
+from cupola.models.stack import LanguageModel
 from cupola.parallel.device import default_device
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run
 from cupola.pipeline.prepare import prepare, sources_of
@@ -35,7 +36,7 @@ class OpenRun:
     checkpoint: Path
     facts: dict[str, Any]
     tokenizer: Tokenizer
-    module: torch.nn.Module
+    module: LanguageModel
     sequence_length: int
     precision: str
     device: torch.device

@@ -207,6 +207,6 @@ def _overfit(recipe: Recipe, decisions: Decisions, check: StageCheck) -> None:
             return
         optimizer.step()
     raise CupolaError(
-        f"check {check.name}: one batch could not be learnt by heart (in {OVERFIT_STEPS} steps the loss fell from"
-        f" {first:.3f} to {loss:.3f} only); the model's settings keep gradients from flowing"
+        f"check {check.name}: one batch could not be learnt by heart (in {OVERFIT_STEPS} steps the loss"
+        f" fell from {first:.3f} to {loss:.3f} only); the model's settings keep gradients from flowing"
     )

@@ -61,7 +61,7 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
     texts = {name: item.path for name, item in gathered.items()}
     tokenizer = train_for(recipe.tokenizer, texts, train_on, display)
     _check_vocabulary(recipe, tokenizer)
-    stores = {name: encode_source(texts[name], tokenizer, display) for name in sources}
+    stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources}
     facts = {}
     for name in sources:
         store = TokenStore(stores[name] / "train")
