@@ -8,7 +8,6 @@ last save and nothing else.
 Costs: one wait for the device and one line of metrics a step.
 """
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -112,7 +111,7 @@ def train_stage(setup: StageSetup, display: Display) -> StageResult:
     """
     progress = Progress(**vars(setup.start))
     keep_freed_memory()
-    with StopRequest() as stop, _quiet_collector():
+    with StopRequest() as stop:
         try:
             writer = MetricsWriter(setup.metrics, setup.tensorboard, setup.name, progress.global_step)
             try:
@@ -241,15 +240,3 @@ def _evaluate(setup: StageSetup, progress: Progress, writer: MetricsWriter, at_e
     figures = setup.evaluate(progress, at_end)
     writer.draw("heldout", figures, progress.global_step)
     return figures
-
-
-class _quiet_collector:
-    """Takes what is alive at the start (the libraries: some hundred thousand objects) out of the garbage
-    collector's sight, so that no step pauses to look through it."""
-
-    def __enter__(self) -> None:
-        gc.collect()
-        gc.freeze()
-
-    def __exit__(self, *exception: object) -> None:
-        gc.unfreeze()

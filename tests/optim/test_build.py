@@ -119,11 +119,11 @@ def test_foreign_state_is_refused(module):
     optimizer = optim.build(module, None)
     steps(module, optimizer, [0])
     state = optim.optimizer_state(optimizer, module)
-    with pytest.raises(ValueError, match="'gate.weight/exp_avg' is not expected"):
+    with pytest.raises(ValueError, match=r"'gate\.weight/exp_avg' is not expected"):
         optim.load_optimizer_state(optimizer, module, {**state, "gate.weight/exp_avg": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"has shape \(2,\)"):
         optim.load_optimizer_state(optimizer, module, {**state, "norm.weight/exp_avg": torch.zeros(2)})
-    with pytest.raises(ValueError, match="'norm.weight/step' is missing"):
+    with pytest.raises(ValueError, match=r"'norm\.weight/step' is missing"):
         optim.load_optimizer_state(
             optimizer, module, {k: v for k, v in state.items() if k != "norm.weight/step"}
         )
