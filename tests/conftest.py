@@ -60,7 +60,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_recipe(
     tmp_path: Path, text_folder: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A two-stage recipe (a batch ramp, a growing row, another mix) of a few seconds; a private runs folder."""
+    """A two-stage recipe (batch ramp, growing row, another mix) of a few seconds; a private runs folder."""
     monkeypatch.setenv("CUPOLA_CACHE", str(session_cache))
     monkeypatch.setenv("CUPOLA_RUNS", str(tmp_path / "runs"))
     corpora = {name: {"files": str(text_folder / name), "heldout": 0.1} for name in ("manual", "reference")}

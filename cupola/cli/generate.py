@@ -132,6 +132,7 @@ def complete(
             prompts,
             max_tokens,
             stop={tokenizer.delimiter},
+            banned=tokenizer.unwritten(opened.module.vocabulary),
             on_token=stream,
             **sampling,
         )

@@ -172,6 +172,12 @@ class Tokenizer:
             return b"".join(pieces).decode("utf-8", errors="replace")
         return self._reference.decode([n for n in numbers if n < self.size], skip_special_tokens=False)
 
+    def unwritten(self, vocabulary: int) -> frozenset[int]:
+        """Ids below `vocabulary` that no text encodes to: special tokens but the delimiter, and rows of a
+        larger embedding."""
+        special = set(self.special.values()) - {self.delimiter}
+        return frozenset(special | set(range(self.size, vocabulary)))
+
     def token_bytes(self, number: int) -> bytes:
         """The bytes that a token stands for; a special token's are its name.
 

@@ -44,6 +44,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop: set[int] | None = None,
+    banned: frozenset[int] = frozenset(),
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Continue each prompt.
@@ -51,8 +52,8 @@ def generate(
     Args:
         prompts: token ids, at least one each.
         max_tokens: new tokens for each prompt, at most.
-        temperature, top_k, top_p, seed: as `Sampling`. The same seed, prompt index and prompt give the
-            same completion in any batch.
+        temperature, top_k, top_p, seed, banned: as `Sampling`. The same seed, prompt index and prompt give
+            the same completion in any batch.
         stop: tokens that end a completion.
         on_token: called with (index of the prompt, token) as soon as a token is chosen.
 
@@ -60,7 +61,7 @@ def generate(
         InputError: an empty prompt, a token outside the vocabulary, a prompt longer than the learned
             positions, impossible sampling settings.
     """
-    sampling = Sampling(temperature, top_k, top_p, seed)
+    sampling = Sampling(temperature, top_k, top_p, seed, banned)
     _check(module, prompts, max_tokens)
     completions = [Completion() for _ in prompts]
     if not prompts or max_tokens == 0:

@@ -25,6 +25,8 @@ class Sampling:
     top_p: float = 1.0
     """Only the likeliest tokens that together reach this probability (Holtzman et al. 2020)."""
     seed: int = 0
+    banned: frozenset[int] = frozenset()
+    """Never chosen: tokens that text can't hold (reserved ones, rows beyond the tokenizer's)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -54,6 +56,9 @@ def choose(logits: Tensor, sampling: Sampling, places: list[tuple[int, int]]) ->
     """
     logits = logits.float()
     log_normaliser = logits.logsumexp(dim=-1)
+    if sampling.banned:
+        banned = torch.tensor(sorted(sampling.banned), device=logits.device)
+        logits = logits.index_fill(-1, banned, -torch.inf)
     if sampling.temperature == 0:
         tokens = logits.argmax(dim=-1)
     else:

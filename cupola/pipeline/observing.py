@@ -78,7 +78,8 @@ class Observer:
             "step": step,
             "tokens": tokens,
             "whole": whole,
-            **total.facts(),
+            "bits_per_byte": total.bits_per_byte,
+            "bytes": total.bytes,
             "sources": {source: bits.facts() for source, bits in found.items()},
         }
         _append(self.folder.evaluations, result)
@@ -96,13 +97,15 @@ class Observer:
             temperature=0.8,
             seed=self.seed,
             stop={tokenizer.delimiter},
+            banned=tokenizer.unwritten(self.module.vocabulary),
         )
+        texts: list[str] = []
         for prompt, completion in zip(self.settings.prompts, completions, strict=True):
-            text = tokenizer.decode(completion.tokens)
+            text = tokenizer.decode(t for t in completion.tokens if t != tokenizer.delimiter)
+            texts.append(prompt + text)
             _append(self.folder.samples, {"step": step, "tokens": tokens, "prompt": prompt, "text": text})
-        if completions:
-            text = " ".join((self.settings.prompts[0] + tokenizer.decode(completions[0].tokens)).split())
-            self.display.say(f"  step {step}: {text[:100]}")
+        for text in texts[:1]:
+            self.display.say(f"  step {step}: {' '.join(text.split())[:100]}")
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

@@ -67,6 +67,8 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
             StageFolder(stage_path),
             given.resolve(),
         )
+        if stage not in (None, stage_folder.name):
+            raise InputError(f"--stage {stage}: {path} is a checkpoint of stage {stage_folder.name}")
         if not found.is_dir():
             raise InputError(f"{path}: no such checkpoint")
     else:

@@ -55,6 +55,8 @@ class Check:
 
     stages: list[StageCheck]
     order_fingerprint: str | None
+    notes: list[str]
+    """What a person should hear: sources seen more than once, raised weights."""
 
     def as_json(self) -> dict[str, Any]:
         """The object that `cupola check --json` prints."""
@@ -71,23 +73,25 @@ def preflight(recipe: Recipe, prepared: Prepared | None, decisions: Decisions, d
         CupolaError: a first loss that is off, a batch that can't be learnt, memory that does not suffice;
             names the stage and what to look at.
     """
-    checks, fingerprints = [], []
+    checks, fingerprints, notes = [], [], []
     with display.task("checking the recipe", total=len(recipe.stages) + 1, unit="stages") as task:
         for name, stage in recipe.stages.items():
             task.note(name)
-            check, fingerprint = _check_stage(recipe, name, stage, prepared, decisions)
+            check, order = _check_stage(recipe, name, stage, prepared, decisions)
             checks.append(check)
-            fingerprints.append(fingerprint)
+            if order is not None:
+                fingerprints.append(order.fingerprint())
+                notes += order.notes()
             task.advance()
         task.note("one batch by heart")
         _overfit(recipe, decisions, checks[0])
         task.advance()
-    return Check(checks, digest(fingerprints) if prepared else None)
+    return Check(checks, digest(fingerprints) if prepared else None, notes)
 
 
 def _check_stage(
     recipe: Recipe, name: str, stage: Stage, prepared: Prepared | None, decisions: Decisions
-) -> tuple[StageCheck, str]:
+) -> tuple[StageCheck, Order | None]:
     clock, order, epochs = _clock_and_order(recipe, name, stage, prepared)
     device = torch.device(decisions.device)
     reset_peak_memory(device)
@@ -110,7 +114,7 @@ def _check_stage(
     expected = objective.expected_first_loss(decisions.vocabulary)
     _judge(name, losses[0], expected, peak, device)
     seconds = _stage_seconds(clock, tokens_per_second, step_seconds)
-    return StageCheck(name, losses[0], expected, peak, seconds, epochs), order.fingerprint() if order else ""
+    return StageCheck(name, losses[0], expected, peak, seconds, epochs), order
 
 
 def _judge(name: str, loss: float, expected: float, peak: int, device: torch.device) -> None:

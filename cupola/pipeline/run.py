@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cupola import storage
+from cupola.corpus import documents
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, count, duration
 from cupola.errors import CupolaError, Interrupted
+from cupola.evaluate import xz_bits
+from cupola.models import table
 from cupola.paths import runs_root
 from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
@@ -74,8 +77,9 @@ def run(
         prepared = prepare(recipe, display)
         folder.record_recipe(recipe)
         _keep_tokenizer(folder, prepared.tokenizer)
+        _record_facts(folder, recipe, prepared)
         decisions = decide(recipe, prepared.vocabulary, folder.facts().get("decisions"), display)
-        folder.record(decisions=decisions.as_json(), sources=prepared.facts, vocabulary=prepared.vocabulary)
+        folder.record(decisions=decisions.as_json())
         planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
         if check_first and any(stage.action == "begin" for stage in planned):
             _check_once(folder, recipe, prepared, decisions, planned, display)
@@ -141,6 +145,24 @@ def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
         shutil.rmtree(folder.tokenizer)
     with storage.new_folder(folder.tokenizer, {"fingerprint": tokenizer.fingerprint}) as aside:
         tokenizer.save(aside)
+
+
+def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> None:
+    """What the report sets beside the figures: the model's size, and the held-out text through `xz -9`."""
+    heldout = storage.digest({name: path.name for name, path in prepared.gathered.items()})
+    if folder.facts().get("heldout") != heldout:
+        xz = {
+            name: xz_bits(d.text for d in documents(prepared.gathered[name], "heldout"))
+            for name in prepared.stores
+        }
+        folder.record(
+            heldout=heldout, xz_bits_per_byte={name: bits.bits_per_byte for name, bits in xz.items()}
+        )
+    folder.record(
+        parameters=table.count(recipe.model, prepared.vocabulary),
+        sources=prepared.facts,
+        vocabulary=prepared.vocabulary,
+    )
 
 
 def _check_once(

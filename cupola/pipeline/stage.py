@@ -152,7 +152,7 @@ class StageRun:
             self.recipe.evaluate,
             self.prepared,
             self.module,
-            self.order.names,
+            list(self.prepared.stores),
             self.clock.span,
             self.decisions.precision,
             self.recipe.seed,
