@@ -1,3 +1,11 @@
+"""Choosing a token: what is banned is never chosen, and does not change what the model thinks."""
+
+import pytest
+import torch
+
+from cupola.generate.sampling import Sampling, choose
+
+
 def test_banned_tokens_are_never_chosen():
     logits = torch.zeros(1, 6)
     logits[0, 2] = 9.0
