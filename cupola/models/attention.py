@@ -4,11 +4,20 @@
 
 On CPU the work is cut into tiles: some consecutive queries against just the keys that they can see. A
 tile is two batched products and a softmax, so that what lies above the diagonal or in another document
-is mostly never computed. Measured by `bench/attention.py` (forward and backward, one thread, 6 heads of
-64): bf16 18 ms against 45 for torch's scaled_dot_product_attention at 8 x 256 tokens, 50 against 94 at
-2 x 1024, 97 against 160 at 1 x 2048; in fp32 34 against 39 and 103 against 112. The trade-off: the
-probabilities are kept for the backward pass (half of batch * heads * length^2 numbers a layer), above
-`KEPT_BYTES` they are computed again; fp32 without documents from `SDPA_LENGTH` on goes to torch.
+is mostly never computed. `bench/attention.py` prints the times that the constants are read off; forward
+and backward of 2048 tokens, 6 heads of 64, one thread, milliseconds, torch's kernel in brackets (called
+once a document where there are documents, here of about 128 tokens):
+
+                8 x 256      4 x 512      2 x 1024     1 x 2048
+    fp32        34 (39)      59 (76)      87 (109)     164 (180)
+    bf16        19 (47)      32 (81)      54 (98)      90 (155)
+    fp32, docs  27 (49)      32 (52)      32 (55)      42 (57)
+    bf16, docs  23 (77)      27 (69)      25 (74)      31 (77)
+
+The trade-off is memory: the probabilities are kept for the backward pass (half of batch * heads *
+length^2 numbers a layer). Above `KEPT_BYTES` they are computed again instead, which costs a fifth; fp32
+rows without documents of `SDPA_LENGTH` and more then go to torch's kernel, which is faster than that.
+
 In bf16 the scores are rounded to bf16 before the softmax (itself in fp32 inside its kernel), as in the
 plain formula. Measured error against fp32, output and gradients: 0.3-0.5% at scores of deviation 1
 (torch's kernel 0.2-0.5%), 1% at 9 (0.2%); fp32 scores would cost a quarter of attention's time.
@@ -29,10 +38,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE = {torch.float32: 64, torch.bfloat16: 128}
-"""Queries of a tile; doubled from 2048 tokens on."""
-SDPA_LENGTH = 1024
+"""Queries of a tile."""
+SDPA_LENGTH = 2048
 """From this length on, fp32 rows without documents go to torch's kernel."""
-KEPT_BYTES = 64 * 2**20
+KEPT_BYTES = 32 * 2**20
 """Probabilities of one layer up to this size are kept for the backward pass."""
 
 
@@ -173,8 +182,7 @@ def attend_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def attend_tiled(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
     """`attend` by tiles, on CPU. A compiled block calls it as it is: its shape follows the documents."""
     size = TILE[torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32]
-    tiles = plan.tiles(size if plan.length < 2048 else 2 * size)
-    return _Tiled.apply(query, key, value, tiles)
+    return _Tiled.apply(query, key, value, plan.tiles(size))
 
 
 class _Tiled(torch.autograd.Function):
