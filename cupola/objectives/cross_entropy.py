@@ -21,7 +21,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = 64 * 2**20
-"""Logits held at once."""
+"""Logits held at once, on CPU."""
+
+CHUNK_BYTES_ON_GPU = 256 * 2**20
+"""The same on a GPU, where products of few rows are slow (a guess: not measured yet)."""
 
 CHUNK_ROWS = 256
 """At least so many rows in a chunk, so that adding to the weight's gradient does not dominate."""
@@ -113,9 +116,9 @@ class _Chunks:
         self.hidden_gradient: Tensor | None = None
         self.weight_gradient: Tensor | None = None
         vocabulary = weight.shape[0]
-        fitting = CHUNK_BYTES // (vocabulary * dtype.itemsize)
-        self.rows = max(1, min(len(hidden), max(CHUNK_ROWS, fitting)))
         on_cpu = hidden.device.type == "cpu"
+        fitting = (CHUNK_BYTES if on_cpu else CHUNK_BYTES_ON_GPU) // (vocabulary * dtype.itemsize)
+        self.rows = max(1, min(len(hidden), max(CHUNK_ROWS, fitting)))
         self.block_rows = max(1, BLOCK_BYTES // (vocabulary * 4)) if on_cpu else self.rows
         self.logits = hidden.new_empty(self.rows, vocabulary, dtype=dtype)
         # Where the logits are fp32 already, the softmax is in place.

@@ -4,7 +4,7 @@ Guarantees: after a crash every line but perhaps the last is whole, and a torn l
 resume the lines after the checkpoint are cut away, so that each step is there once.
 Costs: a write and a flush a step (the kernel has the line then: a killed process loses none); the disk is
 waited for only in `sync`, which the loop calls before it saves a checkpoint, so that no checkpoint is ever
-newer than its metrics. TensorBoard takes a second to import and is imported when the first row is written.
+newer than its metrics. TensorBoard is imported when the first row is written, not before.
 """
 
 import json

@@ -2,11 +2,11 @@
 
 bf16 halves memory traffic everywhere and doubles the rate of products where the processor has
 instructions for it; where it has none it is several times slower, and no list of processors says so
-reliably. So both are run, interleaved, and the faster median wins. A GPU that supports bf16 takes it in
+reliably. So both are run in turns, and the faster of the best passes wins: the best one, because another
+program on the machine can only make a pass slower. A GPU that supports bf16 takes it in
 any case, since it halves the activations.
 """
 
-import statistics
 import time
 
 import torch
@@ -17,7 +17,10 @@ from cupola.objectives import Objective
 from cupola.parallel.device import synchronize
 from cupola.parallel.engine import LocalEngine, Precision
 
-ROUNDS = 3
+ROUNDS = 4
+SECONDS = 8.0
+"""After so long two rounds must do."""
+
 BETTER_BY = 1.05
 """bf16 costs accuracy, so it must be worth at least this factor."""
 
@@ -33,7 +36,7 @@ def measure_precision(
 
     Args:
         microbatch: of the size that training will use.
-        rounds: timed passes of each, after one to warm up.
+        rounds: timed passes of each, after one to warm up; fewer where they are slow.
 
     Returns:
         The precision, and how many times as fast as fp32 bf16 is.
@@ -41,11 +44,14 @@ def measure_precision(
     device = torch.device(device)
     names: tuple[Precision, Precision] = ("fp32", "bf16")
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds + 1):
+    begun = time.perf_counter()
+    for turn in range(rounds + 1):
+        if turn > 2 and time.perf_counter() - begun > SECONDS:
+            break
         for name in names:
             engine = LocalEngine(module, name, device)
             seconds[name].append(time_pass(engine, objective, microbatch))
-    fp32, bf16 = (statistics.median(seconds[name][1:]) for name in names)
+    fp32, bf16 = (min(seconds[name][1:]) for name in names)
     ratio = fp32 / bf16
     supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return ("bf16" if supported or ratio >= BETTER_BY else "fp32"), ratio

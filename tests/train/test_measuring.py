@@ -30,7 +30,7 @@ def microbatch():
 
 @pytest.mark.parametrize(("seconds", "chosen"), [(0.5, "bf16"), (0.99, "fp32"), (2.0, "fp32")])
 def test_the_faster_precision_wins(module, microbatch, monkeypatch, seconds, chosen):
-    """bf16 takes `seconds` where fp32 takes one; a slow first pass and one outlier don't count."""
+    """bf16 takes `seconds` where fp32 takes one; slow passes don't count."""
     calls = []
 
     def time_pass(engine, objective, batch):
@@ -42,7 +42,15 @@ def test_the_faster_precision_wins(module, microbatch, monkeypatch, seconds, cho
     found, ratio = measure_precision(module, NextToken(), microbatch, "cpu")
     assert found == chosen
     assert ratio == pytest.approx(1 / seconds)
-    assert calls == ["fp32", "bf16"] * 4
+    assert calls == ["fp32", "bf16"] * 5
+
+
+def test_slow_passes_are_not_many(module, microbatch, monkeypatch):
+    calls = []
+    monkeypatch.setattr(precision, "SECONDS", 0.0)
+    monkeypatch.setattr(precision, "time_pass", lambda *_: calls.append(1) or 1.0)
+    measure_precision(module, NextToken(), microbatch, "cpu")
+    assert len(calls) == 6  # one round to warm up, two that count
 
 
 def test_measuring_leaves_the_module_as_it_was(module, microbatch):
