@@ -2,7 +2,8 @@
 
 The uniform number behind a choice is a hash of (seed, prompt's index, token's position), so that a
 completion depends neither on what else is in its batch nor on the device. Choosing is by inversion: the
-first token, in order of falling probability, at which the cumulated probability exceeds the number.
+first token at which the cumulated probability exceeds the number. Tokens are sorted only where truncation
+needs it (for 8 rows of 8,192 a full sort is a fifth of a decoding step).
 """
 
 from dataclasses import dataclass
@@ -68,15 +69,24 @@ def choose(logits: Tensor, sampling: Sampling, places: list[tuple[int, int]]) ->
 
 
 def _inverted(logits: Tensor, sampling: Sampling, places: list[tuple[int, int]]) -> Tensor:
-    kept = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
-    # A stable order, so that equal logits fall alike whatever the batch.
-    values, tokens = logits.sort(dim=-1, descending=True, stable=True)
-    cumulated = values[:, :kept].double().softmax(dim=-1).cumsum(dim=-1)
-    # The last token kept by top_p is the first whose cumulated probability reaches it.
-    last = (cumulated < sampling.top_p).sum(dim=-1).clamp_(max=kept - 1)
+    values, tokens = _candidates(logits, sampling)
+    cumulated = values.double().softmax(dim=-1).cumsum(dim=-1)
+    # The last candidate that top_p keeps is the first whose cumulated probability reaches it.
+    last = (cumulated < sampling.top_p).sum(dim=-1).clamp_(max=values.shape[-1] - 1)
     total = cumulated.gather(1, last[:, None])
     numbers = torch.tensor(
         [uniform(sampling.seed, *place) for place in places], dtype=torch.float64, device=logits.device
     )
-    index = (cumulated <= numbers[:, None] * total).sum(dim=-1)
-    return tokens.gather(1, torch.minimum(index, last)[:, None]).squeeze(1)
+    index = torch.minimum((cumulated <= numbers[:, None] * total).sum(dim=-1), last)
+    return index if tokens is None else tokens.gather(1, index[:, None]).squeeze(1)
+
+
+def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Logits to choose from, in falling order where that matters, and their tokens (None: in place)."""
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        values, tokens = logits.topk(sampling.top_k, dim=-1)
+        return values, tokens
+    if sampling.top_p < 1:
+        values, tokens = logits.sort(dim=-1, descending=True, stable=True)
+        return values, tokens
+    return logits, None
