@@ -11,6 +11,7 @@ from cupola.display import Display
 from cupola.models import build
 from cupola.parallel.device import default_device
 from cupola.recipe.schema import Recipe
+from cupola.train.memory import keep_freed_memory
 from cupola.train.peak import matmul_peak
 from cupola.train.precision import measure_precision
 
@@ -48,6 +49,7 @@ def decide(recipe: Recipe, vocabulary: int, recorded: dict[str, Any] | None, dis
     Args:
         recorded: what an earlier start of this run decided; kept wherever the recipe says `auto`.
     """
+    keep_freed_memory()
     device = default_device()
     threads = torch.get_num_threads()
     recorded = recorded or {}

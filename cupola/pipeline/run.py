@@ -5,6 +5,7 @@ verified checkpoint, and everything that happens is an event in the ledger. Stop
 under way is finished and saved.
 """
 
+import contextlib
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cupola import storage
+from cupola.checkpoint.names import checkpoints
 from cupola.corpus import documents
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, count, duration
@@ -85,7 +87,10 @@ def run(
             _check_once(folder, recipe, prepared, decisions, planned, display)
         _run_stages(folder, recipe, prepared, decisions, planned, report, display)
         if any(stage.status != "unchanged" for stage in report.stages):
-            write_report(folder.path)
+            try:
+                write_report(folder.path)
+            except (OSError, CupolaError) as error:
+                display.warn(f"the report could not be written: {error}")
         if report.error is None:
             _say_what_next(folder, report, time.monotonic() - begun, display)
     return report
@@ -113,9 +118,9 @@ def _run_stages(
             StageRun(folder, recipe, prepared, decisions, stage, display).train(seconds)
         except CupolaError as error:
             stopped = isinstance(error, Interrupted)
-            folder.ledger.append(
-                "stage_stopped" if stopped else "stage_failed", stage=stage.name, why=str(error)
-            )
+            with contextlib.suppress(CupolaError):  # the disk may be what failed
+                event = "stage_stopped" if stopped else "stage_failed"
+                folder.ledger.append(event, stage=stage.name, why=str(error))
             report.stages.append(_stage_report(stage, "stopped" if stopped else "failed"))
             report.error = error
             return
@@ -126,6 +131,10 @@ def _stage_report(
     stage: PlannedStage, status: Literal["done", "unchanged", "stopped", "failed"]
 ) -> StageReport:
     facts = stage.folder.facts()
+    saved = checkpoints(stage.folder.checkpoints)
+    if "steps" not in facts and saved:  # not finished: where it can go on from
+        manifest = storage.read_manifest(saved[-1])
+        facts = {"tokens": manifest["tokens"], "steps": manifest["step"], "seconds": manifest["seconds"]}
     return StageReport(
         stage.name,
         status,
@@ -183,6 +192,7 @@ def _check_once(
             f"check {stage.name}: first loss {stage.first_loss:.3f} (expected {stage.expected_loss:.3f}),"
             f" peak memory {count(stage.peak_bytes)}B, about {duration(stage.seconds)}"
         )
+    display.say(f"training takes about {duration(sum(stage.seconds for stage in result.stages))}")
     folder.ledger.append("checked", **result.as_json())
     folder.record(checked=key, check=result.as_json())
 
