@@ -19,7 +19,7 @@ setup-test: .venv/.setup-test
 
 .venv/.setup-test: .venv/.setup
 	@echo "installing what only the tests need (about a minute)"
-	@$(PIP_INSTALL) -e '.[test]'
+	@$(PIP_INSTALL) -e '.[huggingface,test]'
 	@touch $@
 
 quickstart: setup
