@@ -35,6 +35,14 @@ def count(number: float) -> str:
     return f"{number:g}"
 
 
+def size(number_of_bytes: float) -> str:
+    """`1_090_000_000` -> `1.09 GB`: an amount of memory or text, for people."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number_of_bytes >= limit:
+            return f"{number_of_bytes / limit:.3g} {unit}"
+    return f"{number_of_bytes:.0f} bytes"
+
+
 class Task:
     """A piece of work under way: move it on, and say what is going on."""
 

@@ -3,7 +3,7 @@
 import click
 
 from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
-from cupola.display import ConsoleDisplay, count, duration
+from cupola.display import ConsoleDisplay, duration, size
 
 
 @click.command(
@@ -44,6 +44,6 @@ def command(recipe: str, overrides: tuple[str, ...], no_data: bool, as_json: boo
     for stage in result.stages:
         click.echo(
             f"{stage.name:<12} {stage.first_loss:>10.3f} {stage.expected_loss:>9.3f}"
-            f" {count(stage.peak_bytes) + 'B':>12} {duration(stage.seconds):>8}"
+            f" {size(stage.peak_bytes):>12} {duration(stage.seconds):>8}"
         )
     click.echo(f"order fingerprint: {result.order_fingerprint or 'none without data'}")

@@ -26,7 +26,7 @@ from cupola.corpus.built import build_once
 from cupola.corpus.documents import documents, totals
 from cupola.corpus.splitting import cut_at_breaks
 from cupola.corpus.tokenizer import Tokenizer, valid_text
-from cupola.display import Display, count
+from cupola.display import Display, count, size
 from cupola.errors import InputError
 from cupola.paths import cache_root
 from cupola.recipe import schema
@@ -173,7 +173,7 @@ def train_for(
         )
         trained = train(texts, settings.vocabulary, display, sum(parts.values()))
         display.say(
-            f"tokenizer: {trained.tokenizer.size} tokens from {count(trained.bytes)}B of text,"
+            f"tokenizer: {trained.tokenizer.size} tokens from {size(trained.bytes)} of text,"
             f" {trained.bytes_per_token:.2f} bytes a token,"
             f" {trained.bytes / 1e6 / max(trained.seconds, 1e-9):.1f} MB/s"
         )

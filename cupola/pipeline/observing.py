@@ -105,7 +105,7 @@ class Observer:
             texts.append(prompt + text)
             _append(self.folder.samples, {"step": step, "tokens": tokens, "prompt": prompt, "text": text})
         for text in texts[:1]:
-            self.display.say(f"  step {step}: {' '.join(text.split())[:100]}")
+            self.display.say(f"  sample: {' '.join(text.split())[:100]}")
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

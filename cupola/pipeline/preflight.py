@@ -17,7 +17,7 @@ from cupola import objectives, optim
 from cupola.data.batch import Microbatch
 from cupola.data.loader import Reader
 from cupola.data.order import Order
-from cupola.display import Display, count
+from cupola.display import Display, size
 from cupola.errors import CupolaError
 from cupola.models import build
 from cupola.parallel.device import peak_memory, reset_peak_memory, synchronize, total_memory
@@ -125,7 +125,7 @@ def _judge(name: str, loss: float, expected: float, peak: int, device: torch.dev
         )
     if peak > total_memory(device):
         raise CupolaError(
-            f"check {name}: draws {count(peak)}B of memory, {device} has {count(total_memory(device))}B;"
+            f"check {name}: draws {size(peak)} of memory, {device} has {size(total_memory(device))};"
             " lower scale.microbatch_tokens or the model's size"
         )
 

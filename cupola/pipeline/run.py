@@ -16,7 +16,7 @@ from cupola import storage
 from cupola.checkpoint.names import checkpoints
 from cupola.corpus import documents
 from cupola.corpus.tokenizer import Tokenizer
-from cupola.display import Display, count, duration
+from cupola.display import Display, duration, size
 from cupola.errors import CupolaError, Interrupted
 from cupola.evaluate import xz_bits
 from cupola.models import table
@@ -190,7 +190,7 @@ def _check_once(
     for stage in result.stages:
         display.say(
             f"check {stage.name}: first loss {stage.first_loss:.3f} (expected {stage.expected_loss:.3f}),"
-            f" peak memory {count(stage.peak_bytes)}B, about {duration(stage.seconds)}"
+            f" peak memory {size(stage.peak_bytes)}, about {duration(stage.seconds)}"
         )
     display.say(f"training takes about {duration(sum(stage.seconds for stage in result.stages))}")
     folder.ledger.append("checked", **result.as_json())

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from cupola import storage
-from cupola.display import count, duration
+from cupola.display import count, duration, size
 from cupola.report.plots import curve_svgs, loss_plot_svg, palette_css
 from cupola.report.records import RunRecords, StageRecords, read_records
 
@@ -119,7 +119,7 @@ def _stage_row(stage: StageRecords, sources: list[str]) -> dict[str, Any]:
         "tokens": count(stage.tokens),
         "steps": f"{stage.facts.get('steps') or stage.steps:,}",
         "time": duration(_seconds(stage)),
-        "memory": f"{count(memory.max())}B" if len(memory) else "–",
+        "memory": size(memory.max()) if len(memory) else "–",
         "loss": "–" if loss is None else f"{loss:.3f}",
         "heldout": _figure(_heldout_of(stage)),
         "by_source": [_figure(stage.heldout.get(source)) for source in sources],
