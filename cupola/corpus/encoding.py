@@ -68,9 +68,9 @@ def _encode_split(
         StoreWriter(target, tokenizer, facts) as writer,
     ):
         for ids in tokenizer.encode_stream(_batches(gathered, split, sizes)):
-            size = sizes.popleft()
-            writer.append(ids, size)
-            task.advance(size)
+            text_bytes = sizes.popleft()
+            writer.append(ids, text_bytes)
+            task.advance(text_bytes)
     seconds = max(time.monotonic() - begun, 1e-9)
     if writer.documents:
         text_tokens = max(1, writer.tokens - writer.documents)
