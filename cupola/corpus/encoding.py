@@ -19,7 +19,7 @@ from cupola.corpus.built import build_once
 from cupola.corpus.documents import Split, documents, totals
 from cupola.corpus.tokenizer import CHUNK_CHARACTERS, Tokenizer
 from cupola.data.store import StoreWriter, TokenStore
-from cupola.display import Display, count
+from cupola.display import Display, count, size
 from cupola.paths import cache_root
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
