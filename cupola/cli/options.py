@@ -4,11 +4,11 @@ Results go to standard output, everything said on the way to standard error; wit
 of standard output is one JSON object.
 """
 
-import json
-import math
 from typing import Any
 
 import click
+
+from cupola import json_lines
 
 recipe_argument = click.argument("recipe", metavar="RECIPE")
 
@@ -35,14 +35,4 @@ def examples(*lines: str) -> str:
 
 def emit(value: dict[str, Any]) -> None:
     """Print a result as one line of strict JSON; a number that is not finite becomes null."""
-    click.echo(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    click.echo(json_lines.as_line(value))

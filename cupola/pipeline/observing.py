@@ -4,15 +4,12 @@ The held-out text in the course of training is a fixed choice of each source, so
 compared from one evaluation to the next; at the end of the stage all of it is read.
 """
 
-import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from cupola import json_lines
 from cupola.corpus.documents import documents
 from cupola.display import Display
-from cupola.errors import CupolaError
 from cupola.evaluate import choose_texts, combined, heldout_bits
 from cupola.generate import generate
 from cupola.models.stack import LanguageModel
@@ -82,7 +79,7 @@ class Observer:
             "bytes": total.bytes,
             "sources": {source: bits.facts() for source, bits in found.items()},
         }
-        _append(self.folder.evaluations, result)
+        json_lines.append(self.folder.evaluations, result)
         by_source = ", ".join(f"{source} {bits.bits_per_byte:.3f}" for source, bits in found.items())
         self.display.say(f"  step {step}: held out {total.bits_per_byte:.3f} bits per byte ({by_source})")
         return result
@@ -103,17 +100,8 @@ class Observer:
         for prompt, completion in zip(self.settings.prompts, completions, strict=True):
             text = tokenizer.decode(t for t in completion.tokens if t != tokenizer.delimiter)
             texts.append(prompt + text)
-            _append(self.folder.samples, {"step": step, "tokens": tokens, "prompt": prompt, "text": text})
+            json_lines.append(
+                self.folder.samples, {"step": step, "tokens": tokens, "prompt": prompt, "text": text}
+            )
         for text in texts[:1]:
             self.display.say(f"  sample: {' '.join(text.split())[:100]}")
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """Add one whole line to a file of records."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise CupolaError(f"{path}: cannot be written ({error.strerror})") from error

@@ -8,12 +8,13 @@ a million steps fits in about 100 MB.
 import json
 import math
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+
+from cupola import json_lines
 
 COLUMNS = (
     "step",
@@ -107,7 +108,7 @@ def read_records(folder: Path) -> RunRecords:
     records = RunRecords(folder, facts=_object(folder / "run.json"))
     if (folder / "recipe.yaml").is_file():
         records.recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
-    records.ledger = [event for event in _lines(folder / "ledger.jsonl") if event is not None]
+    records.ledger = json_lines.read_whole(folder / "ledger.jsonl")
     offset = 0.0
     for path in sorted(folder.glob("stages/[0-9]*-*")):
         stage = _read_stage(path)
@@ -132,7 +133,7 @@ def _read_stage(path: Path) -> StageRecords:
     columns = {name: array("d") for name in COLUMNS}
     shares: dict[str, array] = {}
     rows = 0
-    for row in _lines(path / "metrics.jsonl"):
+    for row in json_lines.read(path / "metrics.jsonl"):
         if row is None:
             torn += 1
             continue
@@ -146,7 +147,7 @@ def _read_stage(path: Path) -> StageRecords:
         for column in shares.values():
             if len(column) < rows:
                 column.append(0.0)
-    read = {name: list(_lines(path / f"{name}.jsonl")) for name in ("evaluations", "samples")}
+    read = {name: list(json_lines.read(path / f"{name}.jsonl")) for name in ("evaluations", "samples")}
     return StageRecords(
         name=path.name.partition("-")[2],
         facts=_object(path / "stage.json"),
@@ -168,17 +169,3 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The objects of a JSON-lines file; None for a line that can't be read."""
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    value = json.loads(line)
-                except ValueError:
-                    value = None
-                yield value if isinstance(value, dict) else None
-    except OSError:
-        return

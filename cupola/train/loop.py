@@ -17,16 +17,18 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from cupola import json_lines
 from cupola.data.batch import Batch
 from cupola.display import Display, Task, count
 from cupola.errors import CupolaError, Interrupted
+from cupola.json_lines import Record
 from cupola.objectives import Objective
 from cupola.parallel.device import peak_memory
 from cupola.parallel.engine import LocalEngine
 from cupola.recipe.clock import Clock
 from cupola.recipe.quantity import Quantity
 from cupola.train.memory import keep_freed_memory
-from cupola.train.metrics import MetricsWriter, Row, final_loss, read_rows
+from cupola.train.metrics import MetricsWriter, final_loss
 from cupola.train.step import StepResult, train_step
 from cupola.train.stopping import StopRequest
 
@@ -124,7 +126,7 @@ def train_stage(setup: StageSetup, display: Display) -> StageResult:
             raise Interrupted(
                 f"stage {setup.name}: stopped at once; the same command goes on from the last checkpoint"
             ) from None
-    rows = read_rows(setup.metrics)
+    rows = json_lines.read_whole(setup.metrics)
     skipped = sum(bool(row.get("skipped")) for row in rows)
     return StageResult(progress, final_loss(rows), skipped, evaluation)
 
@@ -184,7 +186,7 @@ def _advance(
     result: StepResult,
     learning_rate: float,
     seconds: float,
-) -> Row:
+) -> Record:
     """Move the progress past a batch, and describe the step as a row of metrics."""
     progress.step += 1
     progress.global_step += 1
@@ -212,7 +214,7 @@ def _advance(
     }
 
 
-def _show(task: Task, row: Row) -> None:
+def _show(task: Task, row: Record) -> None:
     task.at(row["tokens"])
     task.note(
         f"loss {row['loss']:.3f}  {count(row['tokens_per_second'])} tokens/s  "

@@ -7,35 +7,15 @@ waited for only in `sync`, which the loop calls before it saves a checkpoint, so
 newer than its metrics. TensorBoard is imported when the first row is written, not before.
 """
 
-import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-from cupola import storage
+from cupola import json_lines, storage
 from cupola.errors import CupolaError
-
-Row = dict[str, Any]
+from cupola.json_lines import Record
 
 CURVES_LEFT_OUT = ("step", "global_step", "seconds", "whole")
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Every whole row of a file of JSON lines, in order; none if there is no file."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # torn by a crash
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def cut_back(path: Path, step: int) -> int:
@@ -46,23 +26,10 @@ def cut_back(path: Path, step: int) -> int:
     """
     if not path.exists():
         return 0
-    rows = read_rows(path)
+    rows = json_lines.read_whole(path)
     kept = [row for row in rows if row["step"] <= step]
-    storage.write_text(path, "".join(_line(row) for row in kept))
+    storage.write_text(path, "".join(f"{json_lines.as_line(row)}\n" for row in kept))
     return len(rows) - len(kept)
-
-
-def _line(row: Row) -> str:
-    """One row as JSON; what is not finite becomes null, since JSON has no NaN."""
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 class MetricsWriter:
@@ -87,20 +54,20 @@ class MetricsWriter:
         except OSError as error:
             raise CupolaError(f"{path}: cannot be written ({error.strerror})") from error
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Record) -> None:
         """Append one row; it needs `step` and `global_step`.
 
         Raises:
             CupolaError: the disk is full or not writable.
         """
         try:
-            self._file.write(_line(row).encode())
+            self._file.write(json_lines.as_line(row).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             raise CupolaError(f"{self.path}: cannot be written ({error.strerror})") from error
         self.draw("", row, row["global_step"])
 
-    def draw(self, title: str, figures: Row, global_step: int) -> None:
+    def draw(self, title: str, figures: Record, global_step: int) -> None:
         """Give the numbers among some figures, nested or not, to TensorBoard, each as a curve of its own."""
         if self._tensorboard is None:
             return
@@ -134,7 +101,7 @@ class MetricsWriter:
             self._curves.close()
 
 
-def final_loss(rows: list[Row], share: float = 0.05) -> float | None:
+def final_loss(rows: list[Record], share: float = 0.05) -> float | None:
     """The mean training loss over the last part of a stage, each step weighted by its tokens.
 
     Rows need `tokens` (the position after the step), `batch_tokens` and `loss`; the steps that begin in

@@ -18,6 +18,7 @@ from cupola.data.loader import Loader
 from cupola.data.order import Order
 from cupola.display import Display
 from cupola.errors import CupolaError, Interrupted
+from cupola.json_lines import read_whole
 from cupola.models import build
 from cupola.parallel.engine import LocalEngine
 from cupola.recipe.clock import Clock
@@ -25,7 +26,7 @@ from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Model, Stage
 from cupola.train import loop
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
-from cupola.train.metrics import cut_back, read_rows
+from cupola.train.metrics import cut_back
 
 VOCABULARY = 64
 STAGE: dict[str, Any] = {
@@ -124,7 +125,7 @@ class Run:
         return train_stage(replace(setup, **changes), self.display)
 
     def rows(self) -> list[dict[str, Any]]:
-        return read_rows(self.folder / "metrics.jsonl")
+        return read_whole(self.folder / "metrics.jsonl")
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in self.module.state_dict().items()}

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from cupola.errors import CupolaError
-from cupola.train.metrics import MetricsWriter, cut_back, final_loss, read_rows
+from cupola.json_lines import read_whole
+from cupola.train.metrics import MetricsWriter, cut_back, final_loss
 
 
 def row(step: int, **facts):
@@ -27,14 +28,14 @@ def write(path, steps, **settings):
 
 def test_rows_come_back(path):
     write(path, [1, 2])
-    assert read_rows(path) == [row(1), row(2)]
-    assert read_rows(path.with_name("none.jsonl")) == []
+    assert read_whole(path) == [row(1), row(2)]
+    assert read_whole(path.with_name("none.jsonl")) == []
 
 
 def test_a_row_is_there_before_the_file_is_closed(path):
     writer = MetricsWriter(path)
     writer.write(row(1))
-    assert read_rows(path) == [row(1)]
+    assert read_whole(path) == [row(1)]
     writer.close()
 
 
@@ -47,7 +48,7 @@ def test_rows_survive_a_kill(path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], env={**os.environ}, check=False)
     assert done.returncode == -9
-    assert read_rows(path) == [{"step": 1, "global_step": 1}]
+    assert read_whole(path) == [{"step": 1, "global_step": 1}]
 
 
 def test_cut_back_and_go_on(path):
@@ -56,7 +57,7 @@ def test_cut_back_and_go_on(path):
         file.write('{"step": 5, "lo')  # torn by a crash
     assert cut_back(path, 2) == 2
     write(path, [3, 4])
-    assert [r["step"] for r in read_rows(path)] == [1, 2, 3, 4]
+    assert [r["step"] for r in read_whole(path)] == [1, 2, 3, 4]
 
 
 def test_cut_back_removes_a_torn_line_even_if_no_row_is_too_new(path):
@@ -65,7 +66,7 @@ def test_cut_back_removes_a_torn_line_even_if_no_row_is_too_new(path):
         file.write('{"step": 2')
     assert cut_back(path, 1) == 0
     write(path, [2])
-    assert [r["step"] for r in read_rows(path)] == [1, 2]
+    assert [r["step"] for r in read_whole(path)] == [1, 2]
 
 
 def test_cut_back_of_nothing(path):
@@ -79,7 +80,7 @@ def test_what_is_not_finite_is_null_and_the_line_is_json(path):
     writer.close()
     (line,) = path.read_text().splitlines()
     assert json.loads(line, parse_constant=pytest.fail)["gradient_norm"] is None
-    assert read_rows(path)[0]["shares"] == {"a": None}
+    assert read_whole(path)[0]["shares"] == {"a": None}
 
 
 def test_a_full_disk_is_one_clear_line():
