@@ -29,18 +29,22 @@ def duration(seconds: float) -> str:
 
 def count(number: float) -> str:
     """`12_345_678` -> `12.3M`: a large number, for people."""
-    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
-            return f"{number / limit:.3g}{suffix}"
-    return f"{number:g}"
+    scaled, suffix = _scaled(number, "kMBT")
+    return f"{scaled:.3g}{suffix}" if suffix else f"{number:g}"
 
 
 def size(number_of_bytes: float) -> str:
     """`1_090_000_000` -> `1.09 GB`: an amount of memory or text, for people."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number_of_bytes >= limit:
-            return f"{number_of_bytes / limit:.3g} {unit}"
-    return f"{number_of_bytes:.0f} bytes"
+    scaled, suffix = _scaled(number_of_bytes, "kMGT")
+    return f"{scaled:.3g} {suffix}B" if suffix else f"{number_of_bytes:.0f} bytes"
+
+
+def _scaled(number: float, suffixes: str) -> tuple[float, str]:
+    """The number in the largest unit in which its first three digits are at least 1, and that unit."""
+    for power in range(len(suffixes), 0, -1):
+        if abs(number) >= 0.9995 * 1000**power:
+            return number / 1000**power, suffixes[power - 1]
+    return number, ""
 
 
 class Task:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
-from cupola.display import ConsoleDisplay, count
+from cupola.display import ConsoleDisplay, count, size
 
 if TYPE_CHECKING:
     from cupola.recipe.schema import Recipe
@@ -52,12 +52,12 @@ def gather(
     if as_json:
         emit({"sources": rows})
         return
-    click.echo(f"{'source':<14} {'documents':>9} {'held out':>8} {'MB':>7}  taken from")
+    click.echo(f"{'source':<14} {'documents':>9} {'held out':>8} {'text':>8}  taken from")
     for row in rows:
-        documents, size = row["documents"], sum(row["bytes"].values()) / 1e6
+        documents, text = row["documents"], size(sum(row["bytes"].values()))
         total = sum(documents.values())
         click.echo(
-            f"{row['name']:<14} {total:>9} {documents['heldout']:>8} {size:>7.1f}  {row['taken']['source']}"
+            f"{row['name']:<14} {total:>9} {documents['heldout']:>8} {text:>8}  {row['taken']['source']}"
             + (" (fallback)" if row["taken"]["fallback"] else "")
         )
 
@@ -172,7 +172,5 @@ def _report(contents: bool, as_json: bool) -> list[str]:
             name: file["bytes"] for name, file in item.facts.get("files", {}).items()
         }
         state = "DAMAGED" if item.error else "whole"
-        click.echo(
-            f"{item.kind:<8} {state:<8} {sum(sizes.values()) / 1e6:>7.1f} MB  {item.name}  {item.path}"
-        )
+        click.echo(f"{item.kind:<8} {state:<8} {size(sum(sizes.values())):>8}  {item.name}  {item.path}")
     return [item.error for item in found if item.error]

@@ -1,14 +1,11 @@
 """`cupola eval`."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option
+from cupola.cli.options import emit, examples, json_option, read_text
 from cupola.display import ConsoleDisplay, Display
-from cupola.errors import InputError
 
 
 @click.command(
@@ -40,7 +37,7 @@ def command(run: str, stage: str | None, files: tuple[str, ...], stride: int | N
 
     Each document, and each FILE, is scored on its own, every byte once.
     """
-    texts = {name: [read_text(name)] for name in files}
+    texts = {name: [read_text(name, "--text")] for name in files}
 
     from cupola.pipeline.opening import open_run
 
@@ -84,22 +81,6 @@ def evaluate(
         **facts(combined(model), combined(compressed)),
         kind: {name: facts(model[name], compressed[name]) for name in texts},
     }
-
-
-def read_text(name: str) -> str:
-    """A whole file (or standard input for "-") as text, byte for byte: no newline is changed.
-
-    Raises:
-        InputError: it can't be read, or is not UTF-8; says where.
-    """
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
-    except OSError as error:
-        raise InputError(f"--text {name}: cannot be read ({error.strerror})") from error
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--text {name}: is not UTF-8 text (byte {error.start}: {error.reason})") from error
 
 
 def _show(result: dict[str, Any], kind: str) -> None:

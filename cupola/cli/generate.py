@@ -1,14 +1,12 @@
 """`cupola generate`."""
 
 import codecs
-import sys
 from typing import Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option
+from cupola.cli.options import emit, examples, json_option, read_text
 from cupola.display import ConsoleDisplay, Display
-from cupola.errors import InputError
 
 
 @click.command(
@@ -64,7 +62,7 @@ def command(
 
     A single prompt is written as it comes, token by token; several are written when all are done.
     """
-    texts = [_read(prompt) for prompt in prompts]
+    texts = [read_text("-", "--prompt").removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
 
     from cupola.pipeline.opening import open_run
 
@@ -145,12 +143,3 @@ def complete(
         }
         for text, done in zip(texts, completions, strict=True)
     ]
-
-
-def _read(prompt: str) -> str:
-    if prompt != "-":
-        return prompt
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--prompt -: is not UTF-8 text (byte {error.start}: {error.reason})") from error

@@ -1,14 +1,17 @@
-"""What the commands share: the recipe argument, `--set`, `--json` and how results are printed.
+"""What the commands share: the recipe argument, `--set`, `--json`, how texts are read and results printed.
 
 Results go to standard output, everything said on the way to standard error; with `--json` the last line
 of standard output is one JSON object.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cupola import json_lines
+from cupola.errors import InputError
 
 recipe_argument = click.argument("recipe", metavar="RECIPE")
 
@@ -36,3 +39,24 @@ def examples(*lines: str) -> str:
 def emit(value: dict[str, Any]) -> None:
     """Print a result as one line of strict JSON; a number that is not finite becomes null."""
     click.echo(json_lines.as_line(value))
+
+
+def read_text(name: str, option: str) -> str:
+    """A whole file (or standard input for "-") as text, byte for byte: no newline is changed.
+
+    Args:
+        option: which named it, for messages.
+
+    Raises:
+        InputError: it can't be read, or is not UTF-8; says where.
+    """
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+    except OSError as error:
+        raise InputError(f"{option} {name}: cannot be read ({error.strerror})") from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{option} {name}: is not UTF-8 text (byte {error.start}: {error.reason})"
+        ) from error

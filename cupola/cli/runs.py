@@ -31,5 +31,5 @@ def command(folder: Path | None, as_json: bool) -> None:
         bits = next(
             (s["heldout_bits_per_byte"] for s in reversed(row["stages"]) if s["heldout_bits_per_byte"]), None
         )
-        figure = f"  {bits:.3f} bits/byte held out" if bits else ""
+        figure = f"  {bits:.3f} bits per byte held out" if bits else ""
         click.echo(f"{row['path']}: {stages}{figure}")

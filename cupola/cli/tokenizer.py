@@ -1,12 +1,11 @@
 """`cupola tokenizer`: train a recipe's, look at one, encode and decode by hand, verify a token store."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
+from cupola.cli.options import emit, examples, json_option, read_text, recipe_argument, set_option
 from cupola.display import ConsoleDisplay, count
 from cupola.errors import InputError
 
@@ -91,7 +90,7 @@ def encode(path: str, text: str | None, file: str | None, as_json: bool) -> None
     if (text is None) == (file is None):
         raise InputError("give the text by --text or by --file, one of the two")
     tokenizer = open_tokenizer(path)
-    given = _read(file) if file is not None else text or ""
+    given = read_text(file, "--file") if file is not None else text or ""
     ids = tokenizer.encode(given).tolist()
     pieces = [tokenizer.decode([number]) for number in ids]
     size = len(given.encode("utf-8", "replace"))
@@ -101,7 +100,7 @@ def encode(path: str, text: str | None, file: str | None, as_json: bool) -> None
     for number, piece in zip(ids, pieces, strict=True):
         shown = tokenizer.token_bytes(number) if "\ufffd" in piece else piece
         click.echo(f"{number:>7}  {shown!r}")
-    click.echo(f"{len(ids)} tokens, {size} bytes, {size / max(1, len(ids)):.2f} bytes a token", err=True)
+    click.echo(f"{len(ids)} tokens, {size} bytes, {size / max(1, len(ids)):.2f} bytes per token", err=True)
 
 
 @command.command(
@@ -197,7 +196,7 @@ def open_tokenizer(path: str) -> "Tokenizer":
 def _report(tokenizer: "Tokenizer", as_json: bool, files: tuple[str, ...] = ()) -> None:
     from cupola.corpus.tokenizer_training import bytes_per_token
 
-    texts = [_read(file) for file in files]
+    texts = [read_text(file, "--file") for file in files]
     if not files:
         from pydoc_data.topics import topics
 
@@ -229,13 +228,3 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
             value = f"{value} ({count(value)})"
         if value != "":
             click.echo(f"{name.replace('_', ' '):<22} {value}")
-
-
-def _read(file: str) -> str:
-    try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: is not UTF-8 (byte {error.start})") from None

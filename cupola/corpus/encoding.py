@@ -76,8 +76,8 @@ def _encode_split(
         text_tokens = max(1, writer.tokens - writer.documents)
         display.say(
             f"encoded {count(writer.documents)} documents, {size(writer.bytes)},"
-            f" {count(writer.tokens)} tokens: {writer.bytes / text_tokens:.2f} bytes a token,"
-            f" {writer.bytes / 1e6 / seconds:.1f} MB/s"
+            f" {count(writer.tokens)} tokens: {writer.bytes / text_tokens:.2f} bytes per token,"
+            f" {size(writer.bytes / seconds)}/s"
         )
 
 

@@ -37,7 +37,7 @@ from cupola.corpus.sources.files import FilesSource
 from cupola.corpus.sources.hub import HuggingFaceSource
 from cupola.corpus.sources.installed import InstalledPython
 from cupola.corpus.sources.packages import PackageSource
-from cupola.display import Display, count
+from cupola.display import Display, count, duration, size
 from cupola.errors import CupolaError, InputError
 from cupola.paths import cache_root
 from cupola.recipe.schema import Corpus
@@ -212,8 +212,8 @@ def _gather_one(name: str, block: Corpus, source: Source, resolved: Resolved, di
     _make(name, block, source, target, resolved, display)
     facts = read_manifest(target)
     seconds = time.monotonic() - begun
-    rate = sum(facts["bytes"].values()) / 1e6 / max(seconds, 1e-3)
-    display.say(f"{name}: {_summary(facts)}, from {source.label} in {seconds:.1f}s ({rate:.1f} MB/s)")
+    rate = sum(facts["bytes"].values()) / max(seconds, 1e-3)
+    display.say(f"{name}: {_summary(facts)}, from {source.label} in {duration(seconds)} ({size(rate)}/s)")
     if facts["documents"]["heldout"] == 0:
         display.warn(
             f"{name}: nothing is held out of it ({'one piece of text' if block.heldout else 'heldout: 0'})"
@@ -222,7 +222,7 @@ def _gather_one(name: str, block: Corpus, source: Source, resolved: Resolved, di
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    text = f"{count(sum(facts['documents'].values()))} documents, {sum(facts['bytes'].values()) / 1e6:.1f} MB"
+    text = f"{count(sum(facts['documents'].values()))} documents, {size(sum(facts['bytes'].values()))}"
     dropped = sum(facts["dropped"].values())
     return text + (f" ({count(dropped)} dropped)" if dropped else "")
 

@@ -174,8 +174,8 @@ def train_for(
         trained = train(texts, settings.vocabulary, display, sum(parts.values()))
         display.say(
             f"tokenizer: {trained.tokenizer.size} tokens from {size(trained.bytes)} of text,"
-            f" {trained.bytes_per_token:.2f} bytes a token,"
-            f" {trained.bytes / 1e6 / max(trained.seconds, 1e-9):.1f} MB/s"
+            f" {trained.bytes_per_token:.2f} bytes per token,"
+            f" {size(trained.bytes / max(trained.seconds, 1e-9))}/s"
         )
         measured = {"bytes": trained.bytes, "bytes_per_token": round(trained.bytes_per_token, 4)}
         facts = {"kind": "tokenizer", "fingerprint": trained.tokenizer.fingerprint, **measured}

@@ -66,5 +66,5 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
     for name in sources:
         store = TokenStore(stores[name] / "train")
         facts[name] = {**gathered[name].facts, "tokens": store.length, "fingerprint": store.fingerprint}
-        display.say(f"{name}: {count(store.length)} tokens, {store.bytes / store.length:.2f} bytes a token")
+        display.say(f"{name}: {count(store.length)} tokens, {store.bytes / store.length:.2f} bytes per token")
     return Prepared(tokenizer, recipe.model.rows(tokenizer.size), texts, stores, facts)

@@ -88,7 +88,7 @@ def _tiles(records: RunRecords) -> list[tuple[str, str]]:
     seconds = sum(_seconds(stage) for stage in records.stages)
     if seconds:
         tiles.append((duration(seconds), "training time"))
-        tiles.append((count(round(tokens / seconds)), "tokens a second"))
+        tiles.append((count(round(tokens / seconds)), "tokens per second"))
     if records.facts.get("parameters"):
         tiles.append((count(records.facts["parameters"]), "parameters"))
     return tiles

@@ -58,7 +58,7 @@ def test_gather_tells_of_every_source(recipe: Path) -> None:
 def test_gather_prints_a_table(recipe: Path) -> None:
     result = CliRunner().invoke(command_line, ["corpus", "gather", str(recipe)])
     header, *rows = result.stdout.splitlines()
-    assert header.split() == ["source", "documents", "held", "out", "MB", "taken", "from"]
+    assert header.split() == ["source", "documents", "held", "out", "text", "taken", "from"]
     assert [row.split()[0] for row in rows] == ["mine", "yours"]
 
 

@@ -86,7 +86,7 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], trained: Path, tmp_
     assert "--text or by --file" in refused(capsys, "encode", trained, "--text", "a", "--file", "b")
     assert "b: cannot be read" in refused(capsys, "encode", trained, "--file", "b")
     (tmp_path / "bad").write_bytes(b"ab\xff")
-    assert "bad: is not UTF-8 (byte 2)" in refused(capsys, "encode", trained, "--file", tmp_path / "bad")
+    assert "bad: is not UTF-8 text (byte 2:" in refused(capsys, "encode", trained, "--file", tmp_path / "bad")
     assert "500 is no id of" in refused(capsys, "decode", trained, "1", "500")
 
 

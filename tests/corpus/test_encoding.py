@@ -81,7 +81,7 @@ def test_done_once_and_again_if_damaged(source: Path, tokenizer: Tokenizer) -> N
     heard = Heard()
     folder = encode_source(source, tokenizer, heard)
     assert len(heard.said) == 2
-    assert "bytes a token" in heard.said[0]
+    assert "bytes per token" in heard.said[0]
     assert "MB/s" in heard.said[0]
     assert encode_source(source, tokenizer, heard) == folder
     assert len(heard.said) == 2

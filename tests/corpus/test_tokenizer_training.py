@@ -167,7 +167,7 @@ def test_trained_once_and_never_on_heldout_text(tmp_path: Path, cache: Path) -> 
     heard = Heard()
     first = train_for(settings, sources, {"a": 1, "b": 1}, heard)
     assert not any(b"zq" in first.token_bytes(number) for number in range(first.size))
-    assert re.search(r"600 tokens from .*B of text, .* bytes a token, .* MB/s", heard.said[-1])
+    assert re.search(r"600 tokens from .*B of text, .* bytes per token, .*B/s", heard.said[-1])
     said = len(heard.said)
     again = train_for(settings, sources, {"a": 1, "b": 1}, heard)
     assert again.fingerprint == first.fingerprint
