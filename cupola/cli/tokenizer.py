@@ -45,10 +45,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, as_json: bo
 
     display = ConsoleDisplay()
     loaded = load(recipe, overrides)
-    weights = loaded.tokenizer.train_on or next(iter(loaded.stages.values())).data.values[0]
-    needed = weights if loaded.tokenizer.kind == "bpe" else {}
-    texts = {name: gather(name, loaded.corpora[name], display).path for name in needed}
-    tokenizer = train_for(loaded.tokenizer, texts, weights, display)
+    mixture = loaded.tokenizer_mixture()
+    texts = {name: gather(name, loaded.corpora[name], display).path for name in mixture}
+    tokenizer = train_for(loaded.tokenizer, texts, mixture, display)
     if out is not None:
         tokenizer.save(out)
     _report(tokenizer, as_json)

@@ -15,12 +15,14 @@ Costs, on two cores: about 10 MB/s of HTML, 40 MB/s of plain text.
 """
 
 import functools
+import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from cupola.corpus.sources.packages import PackageSource
 from cupola.display import Display, count, duration, size
 from cupola.errors import CupolaError, InputError
 from cupola.paths import cache_root
-from cupola.recipe.schema import Corpus
+from cupola.recipe.schema import KINDS, PACKAGES, Corpus
 from cupola.storage import MANIFEST, digest, new_folder, read_manifest, verify, write_json
 
 WARNINGS_SHOWN = 8
@@ -121,29 +123,25 @@ def gather(name: str, corpus: Corpus, display: Display, refresh: bool = False) -
     raise InputError(f"corpora.{name}: cannot be had: {'; '.join(because)}")
 
 
+SOURCES: dict[str, Callable[[Corpus], Source]] = {
+    "files": FilesSource,
+    "huggingface": HuggingFaceSource,
+    "python": InstalledPython,
+    **{client: partial(PackageSource, client) for client in PACKAGES},
+}
+"""By the key of a corpus that names it (`schema.KINDS`)."""
+
+
 def source_of(corpus: Corpus) -> Source:
     """The source that a block names.
 
     Raises:
         InputError: it names none, or several.
     """
-    packages = [(client, as_list(getattr(corpus, client))) for client in ("apt", "npm", "pypi")]
-    named = [client for client, requests in packages if requests]
-    others = [kind for kind in ("huggingface", "python") if getattr(corpus, kind)]
-    if len(named) + len(others) > 1 or (others and corpus.files):
-        raise InputError(
-            f"a source is one of files, huggingface, apt, npm, pypi, python, not {named + others}"
-        )
-    for client, requests in packages:
-        if requests:
-            return PackageSource(client, requests, corpus)
-    if corpus.huggingface:
-        return HuggingFaceSource(corpus)
-    if corpus.python:
-        return InstalledPython(corpus)
-    if corpus.files:
-        return FilesSource(corpus)
-    raise InputError("a source is one of files, huggingface, apt, npm, pypi, python; none is given")
+    kinds = corpus.kinds()
+    if len(kinds) != 1:
+        raise InputError(f"a corpus has one of {', '.join(KINDS)}, not {' and '.join(kinds) or 'none'}")
+    return SOURCES[kinds[0]](corpus)
 
 
 def _chain(corpus: Corpus | None) -> list[Corpus]:
@@ -157,8 +155,6 @@ def _chain(corpus: Corpus | None) -> list[Corpus]:
 def _remembered(pointer: Path, refresh: bool) -> dict[str, Any]:
     if refresh or not pointer.exists():
         return {}
-    import json
-
     try:
         return json.loads(pointer.read_text(encoding="utf-8"))
     except ValueError:

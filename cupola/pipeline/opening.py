@@ -16,7 +16,7 @@ from cupola.models import build
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import default_device
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run
-from cupola.pipeline.prepare import prepare, sources_of
+from cupola.pipeline.prepare import prepare
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
 
@@ -48,7 +48,7 @@ class OpenRun:
             display.warn("the corpora have changed since this run: its held-out text is not what it was")
         return {
             name: (document.text for document in documents(prepared.gathered[name], "heldout"))
-            for name in sources_of(self.recipe)
+            for name in self.recipe.sources()
         }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from cupola import storage
-from cupola.checkpoint import folder as checkpoint
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
@@ -76,7 +75,6 @@ def plan_stages(
 
 
 def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision: str, parent: str) -> str:
-    sources = sorted({source for weights in stage.data.values for source in weights})
     return storage.digest(
         {
             "seed": recipe.seed,
@@ -86,7 +84,7 @@ def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision:
             "tokenizer": prepared.tokenizer.fingerprint,
             "name": name,
             "stage": stage.model_dump(mode="json"),
-            "sources": {source: prepared.train_store(source).fingerprint for source in sources},
+            "sources": {source: prepared.train_store(source).fingerprint for source in stage.sources()},
             "parent": parent,
         }
     )
@@ -122,9 +120,4 @@ def final_checkpoint(folder: StageFolder) -> Path:
 
 def store_sources(prepared: Prepared, stage: Stage) -> dict[str, TokenStore]:
     """The training stores that a stage reads, by source."""
-    return {name: prepared.train_store(name) for name in sorted({s for w in stage.data.values for s in w})}
-
-
-def newest_checkpoint(folder: StageFolder, display: Display) -> Path | None:
-    """The newest checkpoint of a stage that verifies; says which were passed over."""
-    return checkpoint.newest_verified(folder.checkpoints, display.warn)
+    return {name: prepared.train_store(name) for name in stage.sources()}

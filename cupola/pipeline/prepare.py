@@ -37,12 +37,6 @@ class Prepared:
         return TokenStore(self.stores[source] / "train")
 
 
-def sources_of(recipe: Recipe) -> list[str]:
-    """The corpora that some stage reads, in the order of the recipe."""
-    used = {name for stage in recipe.stages.values() for weights in stage.data.values for name in weights}
-    return [name for name in recipe.corpora if name in used]
-
-
 def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:
     rows = recipe.model.rows(tokenizer.size)
     if rows < tokenizer.size:
@@ -54,12 +48,12 @@ def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 def prepare(recipe: Recipe, display: Display) -> Prepared:
     """Gather, tokenize and store every source that a stage reads."""
-    sources = sources_of(recipe)
-    train_on = recipe.tokenizer.train_on or next(iter(recipe.stages.values())).data.values[0]
-    wanted = [*sources, *(name for name in train_on if name not in sources)]
+    sources = recipe.sources()
+    mixture = recipe.tokenizer_mixture()
+    wanted = [*sources, *(name for name in mixture if name not in sources)]
     gathered = {name: gather(name, recipe.corpora[name], display) for name in wanted}
     texts = {name: item.path for name, item in gathered.items()}
-    tokenizer = train_for(recipe.tokenizer, texts, train_on, display)
+    tokenizer = train_for(recipe.tokenizer, texts, mixture, display)
     _check_vocabulary(recipe, tokenizer)
     stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources}
     facts = {}

@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 from cupola.errors import InputError
 from cupola.recipe.clock import Clock
-from cupola.recipe.schema import Corpus, Model, Recipe, Rope, Stage
+from cupola.recipe.schema import KINDS, Corpus, Model, Recipe, Rope, Stage
 from cupola.recipe.structure import did_you_mean
 
-KINDS = ("huggingface", "apt", "npm", "pypi", "python")
-WITH_FILES = ("apt", "npm", "pypi")
 STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and no check here depends on it
 
 
@@ -40,11 +38,9 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _corpus(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
-    kinds = [kind for kind in KINDS if getattr(corpus, kind)]
-    if corpus.files and (not kinds or kinds[0] not in WITH_FILES):
-        kinds.append("files")
+    kinds = corpus.kinds()
     if not kinds:
-        yield Problem(path, f"names no source; give one of files, {', '.join(KINDS)}")
+        yield Problem(path, f"names no source; give one of {', '.join(KINDS)}")
     if len(kinds) > 1:
         yield Problem(path, f"names {' and '.join(kinds)}; a corpus has one source, so make it two corpora")
     if corpus.subset and not corpus.huggingface:
@@ -136,8 +132,7 @@ def _scale(recipe: Recipe) -> Iterator[Problem]:
 def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Iterator[Problem]:
     path = ("stages", name)
     assert stage.sequence_length is not None
-    sources = {source for mixture in stage.data.values for source in mixture}
-    yield from _known_sources((*path, "data"), sources, recipe)
+    yield from _known_sources((*path, "data"), set(stage.sources()), recipe)
     yield from _carry(path, stage, before)
     longest = max(stage.sequence_length.values)
     for length in stage.sequence_length.values:

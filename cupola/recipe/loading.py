@@ -17,13 +17,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from cupola.errors import InputError
-from cupola.recipe.checks import WITH_FILES, problems
+from cupola.recipe.checks import problems
 from cupola.recipe.defaults import fill_stages
 from cupola.recipe.document import Node, dotted, read_document, read_value, shown
 from cupola.recipe.lookup import find_preset, find_recipe, presets
 from cupola.recipe.merging import assign, merge
 from cupola.recipe.messages import explain, located
-from cupola.recipe.schema import Model, Recipe
+from cupola.recipe.schema import PACKAGES, Model, Recipe
 from cupola.recipe.structure import kind_at
 
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -158,7 +158,7 @@ def _corpus_paths(corpus: Node, key: tuple[str, ...]) -> Node:
         inner = _corpus_paths(corpus.value["fallback"], (*key, "fallback"))
         corpus = _replace(corpus, ("fallback",), inner)
     # Beside a package, `files` are patterns inside it.
-    if "files" not in corpus.value or any(kind in corpus.value for kind in WITH_FILES):
+    if "files" not in corpus.value or any(kind in corpus.value for kind in PACKAGES):
         return corpus
     return _replace(corpus, ("files",), _path(corpus.value["files"], (*key, "files")))
 

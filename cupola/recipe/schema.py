@@ -104,6 +104,12 @@ Interval = Annotated[Quantity, _units("tokens", "steps", "%")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
+PACKAGES = ("apt", "npm", "pypi")
+"""Kinds of source beside which `files` are patterns inside the package."""
+KINDS = ("files", "huggingface", *PACKAGES, "python")
+"""Kinds of source: the keys of a corpus, of which it names one."""
+
+
 class Corpus(Strict):
     """One source of text. Exactly one of files, huggingface, apt, npm, pypi, python."""
 
@@ -140,6 +146,13 @@ class Corpus(Strict):
     """Share of the documents, chosen by a hash of their text, that trains neither model nor tokenizer."""
     fallback: "Corpus | None" = None
     """What to take where this source can't be had; the run says and records which one it took."""
+
+    def kinds(self) -> list[str]:
+        """Those of `KINDS` that the block names; a valid one names exactly one."""
+        named = [kind for kind in KINDS if getattr(self, kind)]
+        if any(kind in PACKAGES for kind in named):
+            named = [kind for kind in named if kind != "files"]
+        return named
 
 
 class Tokenizer(Strict):
@@ -342,6 +355,10 @@ class Stage(Strict):
     document_mask: bool = True
     """Attention never crosses a document."""
 
+    def sources(self) -> list[str]:
+        """The corpora that the stage reads at some time, sorted."""
+        return sorted({source for weights in self.data.values for source in weights})
+
 
 class Recipe(Strict):
     """Everything from corpus to trained model."""
@@ -368,3 +385,14 @@ class Recipe(Strict):
     """What is measured in the course of training."""
     stages: dict[Name, Stage]
     """The stages, in the order in which they run."""
+
+    def sources(self) -> list[str]:
+        """The corpora that some stage reads, in the order in which they are written."""
+        used = {source for stage in self.stages.values() for source in stage.sources()}
+        return [name for name in self.corpora if name in used]
+
+    def tokenizer_mixture(self) -> dict[str, float]:
+        """Sources and weights of the text that the tokenizer is trained on; none where it is a file."""
+        if self.tokenizer.kind == "file":
+            return {}
+        return self.tokenizer.train_on or next(iter(self.stages.values())).data.values[0]

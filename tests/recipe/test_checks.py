@@ -43,8 +43,8 @@ MIDTRAIN = "stages.midtrain={data: {mine: 1}, tokens: 1k tokens, learning_rate: 
     ("overrides", "line"),
     [
         (["corpora.mine.npm=x", "corpora.mine.pypi=y"], "r.yaml:3: corpora.mine: names npm and pypi; a corpus has one source"),
-        (["corpora.mine.huggingface=x"], "r.yaml:3: corpora.mine: names huggingface and files; a corpus has one source"),
-        (["corpora.mine.python=code"], "r.yaml:3: corpora.mine: names python and files"),
+        (["corpora.mine.huggingface=x"], "r.yaml:3: corpora.mine: names files and huggingface; a corpus has one source"),
+        (["corpora.mine.python=code"], "r.yaml:3: corpora.mine: names files and python"),
         (["corpora.mine.files=null"], "r.yaml:3: corpora.mine: names no source; give one of files, huggingface, apt"),
         (["corpora.mine.files=[]"], "r.yaml:3: corpora.mine: names no source"),
         (["corpora.mine.fallback={max_bytes: 5}"], "--set corpora.mine.fallback={max_bytes: 5}: names no source"),

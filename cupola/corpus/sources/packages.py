@@ -40,11 +40,11 @@ class PackageSource:
 
     local = False
 
-    def __init__(self, client: str, requests: list[str], corpus: Corpus) -> None:
-        self.client, self.requests = client, requests
+    def __init__(self, client: str, corpus: Corpus) -> None:
+        self.client, self.requests = client, as_list(getattr(corpus, client))
         self.choice = Choice(as_list(corpus.files), as_list(corpus.exclude))
         self.licence = corpus.licence
-        self.label = f"{client} {', '.join(requests)}"
+        self.label = f"{client} {', '.join(self.requests)}"
         self.packages: list[clients.Package] = []
 
     def resolve(self, display: Display, refresh: bool) -> Resolved:
