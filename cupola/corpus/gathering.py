@@ -19,22 +19,21 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cupola.corpus import pool
+from cupola.corpus.built import only_one
 from cupola.corpus.cleaning import VERSION
 from cupola.corpus.collecting import Collector
 from cupola.corpus.documents import DocumentWriter
 from cupola.corpus.patterns import as_list
 from cupola.corpus.reading import Reading, Rules
-from cupola.corpus.sources import Resolved, Source, SourceUnavailable
+from cupola.corpus.sources import Resolved, Source, SourceUnavailable, Work
 from cupola.corpus.sources.files import FilesSource
 from cupola.corpus.sources.hub import HuggingFaceSource
 from cupola.corpus.sources.installed import InstalledPython
@@ -80,9 +79,8 @@ def gather(name: str, corpus: Corpus, display: Display, refresh: bool = False) -
         CupolaError: the cache can't be written, a kept archive is damaged, a process was killed.
     """
     request = digest({"block": corpus.model_dump(mode="json"), "cleaning": VERSION})[:32]
-    text_root().mkdir(parents=True, exist_ok=True)
     pointer = text_root() / f"{request}.json"
-    with _only_one(text_root() / f".{request}.lock", name, display):
+    with only_one(pointer, f"the text of {name}", display):
         chain = _chain(corpus)
         known = _remembered(pointer, refresh)
         because: list[str] = known.get("because", [])
@@ -161,20 +159,6 @@ def _remembered(pointer: Path, refresh: bool) -> dict[str, Any]:
         return {}
 
 
-@contextmanager
-def _only_one(path: Path, name: str, display: Display) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        display.say(f"{name}: another process is gathering it; waiting")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _target(block: Corpus, inputs: Any) -> Path:
     address = {"block": block.model_dump(mode="json"), "inputs": inputs, "cleaning": VERSION}
     return text_root() / digest(address)[:32]
@@ -231,7 +215,7 @@ def _make(
     with new_folder(target, facts) as folder:
         workspace = folder / "unpacked"
         workspace.mkdir()
-        with display.task(f"{name}: unpacking") if not source.local else _nothing():
+        with nullcontext() if source.local else display.task(f"{name}: unpacking"):
             work = source.open(workspace, report)
         with (
             DocumentWriter(folder / "train.parquet") as train,
@@ -260,13 +244,8 @@ def _make(
         )
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def _collect(
-    name: str, block: Corpus, work: Any, collector: Collector, report: Reading, display: Display
+    name: str, block: Corpus, work: Work, collector: Collector, report: Reading, display: Display
 ) -> None:
     automatic = not as_list(block.files)
     rules = Rules(block.min_document_bytes, block.text_field, english_only=automatic, find_repeats=automatic)

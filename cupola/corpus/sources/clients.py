@@ -23,13 +23,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
+from cupola.corpus.built import only_one
 from cupola.corpus.sources import SourceUnavailable
 from cupola.display import Display
 from cupola.errors import InputError
 from cupola.paths import cache_root
-from cupola.storage import ASIDE, new_folder, read_manifest, verify
+from cupola.storage import ASIDE, MANIFEST, new_folder, read_manifest, verify
 
 FETCH_SECONDS = 600
 LISTS_SECONDS = 300
@@ -71,9 +70,8 @@ def fetch(client: str, request: str, display: Display, refresh: bool = False, bu
     if key != request:
         key += f"-{hashlib.sha256(request.encode()).hexdigest()[:8]}"
     folder = cache_root() / "fetched" / client / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{key}.lock")):
-        if refresh or not (folder / "manifest.json").exists():
+    with only_one(folder, f"{client} {request}", display):
+        if refresh or not (folder / MANIFEST).exists():
             _fetch_into(folder, client, request, display, built)
         manifest = read_manifest(folder)
     archive = manifest["archive"]
@@ -196,7 +194,7 @@ def _private_lists(client: str, first: str, display: Display) -> list[str]:
     if os.geteuid() == 0:
         options += ["-o", "APT::Sandbox::User=root"]
     updated = root / "updated"
-    with FileLock(root / ".lock"):
+    with only_one(updated, "apt's package lists", display):
         if not updated.exists() or time.time() - updated.stat().st_mtime > LISTS_FRESH_SECONDS:
             with display.task("updating apt's package lists in the cache"):
                 command = [client, "-qq", "-o", "Acquire::Retries=1", *options, "update"]
