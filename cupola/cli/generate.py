@@ -1,6 +1,7 @@
 """`cupola generate`."""
 
 import codecs
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -64,6 +65,7 @@ def command(
     """
     texts = [read_text("-", "--prompt").removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
 
+    from cupola.generate import continue_texts
     from cupola.pipeline.opening import open_run
 
     display = ConsoleDisplay()
@@ -73,7 +75,13 @@ def command(
     if not as_json and len(texts) == 1:
         click.echo(texts[0], nl=False)
         stream = Stream(opened.tokenizer)
-    completions = complete(opened, texts, max_tokens, sampling, display, stream)
+    _warn_if_long(opened, texts, max_tokens, display)
+    completions = [
+        asdict(done)
+        for done in continue_texts(
+            opened.module, opened.tokenizer, texts, max_tokens, opened.precision, stream, **sampling
+        )
+    ]
     if as_json:
         source = {"run": str(opened.folder), "stage": opened.stage, "checkpoint": str(opened.checkpoint)}
         first = {"prompt": texts[0], "text": completions[0]["text"]}
@@ -103,43 +111,10 @@ class Stream:
         return self.decoder.decode(b"", final=True)
 
 
-def complete(
-    opened: Any,
-    texts: list[str],
-    max_tokens: int,
-    sampling: dict[str, Any],
-    display: Display,
-    stream: Stream | None = None,
-) -> list[dict[str, Any]]:
-    """Of each: prompt, text (what follows), tokens (ids; the delimiter last if it ended), finish_reason."""
-    import torch
-
-    from cupola.generate import generate
-
-    tokenizer = opened.tokenizer
-    prompts = [[tokenizer.delimiter, *tokenizer.encode(text).tolist()] for text in texts]
-    longest = max(map(len, prompts)) + max_tokens
+def _warn_if_long(opened: Any, texts: list[str], max_tokens: int, display: Display) -> None:
+    longest = 1 + max(len(opened.tokenizer.encode(text)) for text in texts) + max_tokens
     if longest > opened.sequence_length:
         display.warn(
             f"up to {longest} tokens are asked for; stage {opened.stage} was trained on rows of"
             f" {opened.sequence_length}, and what lies beyond may be poor"
         )
-    with torch.autocast(opened.device.type, torch.bfloat16, enabled=opened.precision == "bf16"):
-        completions = generate(
-            opened.module,
-            prompts,
-            max_tokens,
-            stop={tokenizer.delimiter},
-            banned=tokenizer.unwritten(opened.module.vocabulary),
-            on_token=stream,
-            **sampling,
-        )
-    return [
-        {
-            "prompt": text,
-            "text": tokenizer.decode(token for token in done.tokens if token != tokenizer.delimiter),
-            "tokens": done.tokens,
-            "finish_reason": done.finish_reason,
-        }
-        for text, done in zip(texts, completions, strict=True)
-    ]

@@ -33,6 +33,7 @@ from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.objectives.cross_entropy import token_losses
+from cupola.parallel.device import Precision, autocast
 
 BATCHES_SORTED_TOGETHER = 16
 CHARACTERS_ENCODED_TOGETHER = 1_000_000
@@ -103,7 +104,7 @@ def bits_per_byte(
     *,
     stride: int | None = None,
     batch_tokens: int = 16_384,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     display: Display | None = None,
     title: str = "bits per byte",
 ) -> BitsPerByte:
@@ -135,7 +136,7 @@ def bits_per_byte(
     try:
         with (
             display.task(title, unit="tokens") as task,
-            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+            autocast(device, precision),
         ):
             for batch in _batches(_encoded(tokenizer, texts, sizes), sequence_length, stride, batch_tokens):
                 nats += _batch_nats(module, batch, device)

@@ -14,6 +14,7 @@ import torch
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.evaluate.bits import BitsPerByte, bits_per_byte
+from cupola.parallel.device import Precision
 
 DOCUMENTS_AT_LEAST = 8
 
@@ -46,7 +47,7 @@ def heldout_bits(
     *,
     stride: int | None = None,
     batch_tokens: int = 16_384,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     display: Display | None = None,
 ) -> dict[str, BitsPerByte]:
     """`bits_per_byte` of each source's texts."""

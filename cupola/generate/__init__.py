@@ -1,5 +1,6 @@
 """Decoding: batches of prompts, sampling keyed by prompt and position, cached states."""
 
+from cupola.generate.continuing import Continuation, continue_texts
 from cupola.generate.decode import Completion, generate
 
-__all__ = ["Completion", "generate"]
+__all__ = ["Completion", "Continuation", "continue_texts", "generate"]

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cupola.models.layers import compute_dtype
+
 CHUNK_BYTES = 64 * 2**20
 """Logits held at once, on CPU."""
 
@@ -48,7 +50,7 @@ def linear_cross_entropy(
         What to differentiate, with the z-loss in it; the cross-entropy alone; the sum of the squared
         log-normalisers. Three fp32 scalars, sums over the tokens; only the first has a gradient.
     """
-    dtype = _compute_dtype(hidden)
+    dtype = compute_dtype(hidden)
     return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, dtype)
 
 
@@ -64,17 +66,10 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (N,) fp32; 0 where the target is ignored.
     """
-    dtype = _compute_dtype(hidden)
+    dtype = compute_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         losses, _ = _Chunks(hidden, weight, targets, 0.0, dtype).run()
     return losses
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return hidden.dtype
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -1,12 +1,15 @@
-"""The device a process computes on, and the memory it has drawn."""
+"""The device a process computes on, in which precision, and the memory it has drawn."""
 
 import contextlib
 import resource
 import sys
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
+
+Precision = Literal["fp32", "bf16"]
 
 
 def default_device() -> torch.device:
@@ -16,6 +19,11 @@ def default_device() -> torch.device:
         if torch.cuda.is_available()
         else torch.device("cpu")
     )
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a module computes: "bf16" is autocast, "fp32" the parameters' own dtype."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def synchronize(device: torch.device) -> None:

@@ -12,15 +12,14 @@ across them), at the price of holding them: half the weights' memory.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cupola.data.batch import Microbatch
 from cupola.objectives import Objective
-
-Precision = Literal["fp32", "bf16"]
+from cupola.parallel.device import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class LocalEngine:
         """
         sums: dict[str, Tensor] = {}
         self.module.train()
-        with self.autocast():
+        with autocast(self.device, self.precision):
             for microbatch in microbatches:
                 parts = objective.loss(self.module, microbatch.to(self.device))
                 # A backward pass takes its dtypes from the forward pass and must not be cast again.
@@ -68,11 +67,6 @@ class LocalEngine:
                 _add(sums, {"total": parts.sum.detach(), "loss": parts.loss, **parts.metrics})
         means = {name: value / normaliser for name, value in sums.items()}
         return PassResult(means.pop("loss"), means.pop("total"), means)
-
-    def autocast(self) -> torch.autocast:
-        """The context in which the module computes."""
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def compile(self) -> None:
         """Compile each block by itself: as many graphs as there are kinds of blocks, so that the wait does

@@ -1,7 +1,7 @@
 """What `auto` means on this machine: measured once, said, recorded in the run, and kept on resume."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 
@@ -9,7 +9,7 @@ from cupola import objectives
 from cupola.data.batch import Microbatch
 from cupola.display import Display
 from cupola.models import build
-from cupola.parallel.device import default_device
+from cupola.parallel.device import Precision, default_device
 from cupola.recipe.schema import Recipe
 from cupola.train.memory import keep_freed_memory
 from cupola.train.peak import matmul_peak
@@ -30,7 +30,7 @@ class Decisions:
         why: what was measured, for people.
     """
 
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     microbatch_tokens: int
     threads: int
     device: str
@@ -87,7 +87,7 @@ def _precision(
     recorded: dict[str, Any],
     device: torch.device,
     display: Display,
-) -> tuple[Literal["fp32", "bf16"], str]:
+) -> tuple[Precision, str]:
     if recipe.precision != "auto":
         return recipe.precision, "as the recipe says"
     if "precision" in recorded:
@@ -101,4 +101,4 @@ def _precision(
     microbatch = Microbatch.of_rows(tokens).to(device)
     with display.task("measuring bf16 against fp32"):
         faster, ratio = measure_precision(module, objectives.build(stage), microbatch, device)
-    return cast(Literal["fp32", "bf16"], faster), f"measured: bf16 does {ratio:.2f} times the tokens of fp32"
+    return faster, f"measured: bf16 does {ratio:.2f} times the tokens of fp32"

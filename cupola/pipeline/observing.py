@@ -11,11 +11,14 @@ from cupola import json_lines
 from cupola.corpus.documents import documents
 from cupola.display import Display
 from cupola.evaluate import choose_texts, combined, heldout_bits
-from cupola.generate import generate
+from cupola.generate import continue_texts
 from cupola.models.stack import LanguageModel
+from cupola.parallel.device import Precision
 from cupola.pipeline.folder import StageFolder
 from cupola.pipeline.prepare import Prepared
 from cupola.recipe.schema import Evaluate
+
+TEMPERATURE = 0.8  # of samples
 
 
 class Observer:
@@ -34,7 +37,7 @@ class Observer:
         module: LanguageModel,
         sources: Iterable[str],
         sequence_length: int,
-        precision: str,
+        precision: Precision,
         seed: int,
         display: Display,
     ) -> None:
@@ -85,23 +88,16 @@ class Observer:
         return result
 
     def _sample(self, step: int, tokens: int) -> None:
-        tokenizer = self.prepared.tokenizer
-        prompts = [[tokenizer.delimiter, *map(int, tokenizer.encode(p))] for p in self.settings.prompts]
-        completions = generate(
+        continued = continue_texts(
             self.module,
-            prompts,
-            max_tokens=self.settings.sample_tokens,
-            temperature=0.8,
+            self.prepared.tokenizer,
+            self.settings.prompts,
+            self.settings.sample_tokens,
+            temperature=TEMPERATURE,
             seed=self.seed,
-            stop={tokenizer.delimiter},
-            banned=tokenizer.unwritten(self.module.vocabulary),
         )
-        texts: list[str] = []
-        for prompt, completion in zip(self.settings.prompts, completions, strict=True):
-            text = tokenizer.decode(t for t in completion.tokens if t != tokenizer.delimiter)
-            texts.append(prompt + text)
-            json_lines.append(
-                self.folder.samples, {"step": step, "tokens": tokens, "prompt": prompt, "text": text}
-            )
-        for text in texts[:1]:
-            self.display.say(f"  sample: {' '.join(text.split())[:100]}")
+        for done in continued:
+            sample = {"step": step, "tokens": tokens, "prompt": done.prompt, "text": done.text}
+            json_lines.append(self.folder.samples, sample)
+        for done in continued[:1]:
+            self.display.say(f"  sample: {' '.join((done.prompt + done.text).split())[:100]}")

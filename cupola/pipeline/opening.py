@@ -14,7 +14,7 @@ from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.models import build
 from cupola.models.stack import LanguageModel
-from cupola.parallel.device import default_device
+from cupola.parallel.device import Precision, default_device
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run
 from cupola.pipeline.prepare import prepare
 from cupola.recipe.loading import load
@@ -38,7 +38,7 @@ class OpenRun:
     tokenizer: Tokenizer
     module: LanguageModel
     sequence_length: int
-    precision: str
+    precision: Precision
     device: torch.device
 
     def heldout_texts(self, display: Display) -> dict[str, Iterator[str]]:

@@ -9,8 +9,7 @@ import time
 
 import torch
 
-from cupola.parallel.device import synchronize
-from cupola.parallel.engine import Precision
+from cupola.parallel.device import Precision, synchronize
 
 SIZES = (512, 1024, 2048)
 SIZES_ON_GPU = (4096, 8192)

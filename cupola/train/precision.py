@@ -14,8 +14,8 @@ from torch import nn
 
 from cupola.data.batch import Microbatch
 from cupola.objectives import Objective
-from cupola.parallel.device import synchronize
-from cupola.parallel.engine import LocalEngine, Precision
+from cupola.parallel.device import Precision, synchronize
+from cupola.parallel.engine import LocalEngine
 
 ROUNDS = 4
 SECONDS = 8.0

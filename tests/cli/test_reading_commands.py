@@ -179,7 +179,7 @@ def test_generate_begins_a_document_and_ends_at_its_delimiter(opened, capsys, mo
                 on_token(0, token)
         return [SimpleNamespace(tokens=tokens, finish_reason="stop") for _ in prompts]
 
-    monkeypatch.setattr("cupola.generate.generate", generate)
+    monkeypatch.setattr("cupola.generate.continuing.generate", generate)
     assert main(["generate", "tiny", "--prompt", "a"]) == 0
     assert capsys.readouterr().out == "aé!\n"
     assert seen["prompts"] == [[delimiter, *opened.tokenizer.encode("a").tolist()]]
