@@ -11,9 +11,15 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name; None if it is no checkpoint's."""
+    match = NAME.match(path.name)
+    return int(match[1]) if match else None
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; not verified."""
     if not folder.is_dir():
         return []
-    found = ((int(match[1]), path) for path in folder.iterdir() if (match := NAME.match(path.name)))
+    found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
     return [path for _, path in sorted(found)]

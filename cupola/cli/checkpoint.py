@@ -20,7 +20,7 @@ def command() -> None:
 @command.command("list", epilog=examples("cupola checkpoint list runs/quickstart --json"))
 @click.argument("run")
 @json_option
-def list_checkpoints(run: str, as_json: bool) -> None:
+def list_(run: str, as_json: bool) -> None:
     """List the checkpoints of RUN; names and sizes of their files are checked, not their contents."""
     _report(run, contents=False, as_json=as_json)
 
@@ -28,16 +28,16 @@ def list_checkpoints(run: str, as_json: bool) -> None:
 @command.command("verify", epilog=examples("cupola checkpoint verify runs/quickstart"))
 @click.argument("run")
 @json_option
-def verify_checkpoints(run: str, as_json: bool) -> None:
+def verify(run: str, as_json: bool) -> None:
     """Compare every byte of RUN's checkpoints with the SHA-256 written; exit status 1 if one is damaged."""
     _report(run, contents=True, as_json=as_json)
 
 
 def _report(run: str, contents: bool, as_json: bool) -> None:
     from cupola.errors import CupolaError
-    from cupola.pipeline.listing import list_run
+    from cupola.pipeline.listing import list_checkpoints
 
-    rows = list_run(run, contents, ConsoleDisplay())
+    rows = list_checkpoints(run, contents, ConsoleDisplay())
     damaged = [row for row in rows if not row["verified"]]
     if as_json:
         emit({"checkpoints": rows})

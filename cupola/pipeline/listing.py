@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from cupola import storage
-from cupola.checkpoint.names import checkpoints
+from cupola.checkpoint.names import checkpoints, step_of
 from cupola.display import Display
 from cupola.errors import CupolaError
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run
 
 
-def list_run(run: str | Path, contents: bool, display: Display) -> list[dict[str, Any]]:
+def list_checkpoints(run: str | Path, contents: bool, display: Display) -> list[dict[str, Any]]:
     """The checkpoints of a run, oldest first.
 
     Args:
@@ -41,7 +41,7 @@ def _row(stage: StageFolder, path: Path, contents: bool) -> dict[str, Any]:
         error = str(failure)
     row = {
         "stage": stage.name,
-        "step": facts.get("step", int(path.name.removeprefix("step-"))),
+        "step": facts.get("step", step_of(path)),
         "global_step": facts.get("global_step"),
         "tokens": facts.get("tokens"),
         "path": str(path),

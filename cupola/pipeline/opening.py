@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cupola.checkpoint import folder as checkpoint
+from cupola.checkpoint.names import step_of
 from cupola.corpus import documents
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
@@ -59,21 +60,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         InputError: no such run, stage or checkpoint.
         CupolaError: the checkpoint does not verify.
     """
-    given = Path(path).expanduser()
-    if given.resolve().name.startswith("step-") and (given.parent.name == "checkpoints"):
-        stage_path = given.resolve().parent.parent
-        folder, stage_folder, found = (
-            RunFolder(stage_path.parent.parent),
-            StageFolder(stage_path),
-            given.resolve(),
-        )
-        if stage not in (None, stage_folder.name):
-            raise InputError(f"--stage {stage}: {path} is a checkpoint of stage {stage_folder.name}")
-        if not found.is_dir():
-            raise InputError(f"{path}: no such checkpoint")
-    else:
-        folder = find_run(path)
-        stage_folder, found = _checkpoint_of(folder, stage, display)
+    folder, stage_folder, found = _find(path, stage, display)
     recipe = load(folder.path / "recipe.yaml")
     loaded = checkpoint.load(found)
     tokenizer = Tokenizer.load(folder.tokenizer)
@@ -95,6 +82,21 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         precision=folder.facts()["decisions"]["precision"],
         device=device,
     )
+
+
+def _find(path: str | Path, stage: str | None, display: Display) -> tuple[RunFolder, StageFolder, Path]:
+    """The run, stage and checkpoint that a path means; it may be a checkpoint's, or the link to the newest."""
+    given = Path(path).expanduser()
+    found = given.resolve()
+    if step_of(found) is None or given.parent.name != "checkpoints":
+        folder = find_run(path)
+        return folder, *_checkpoint_of(folder, stage, display)
+    stage_folder = StageFolder(found.parent.parent)
+    if stage not in (None, stage_folder.name):
+        raise InputError(f"--stage {stage}: {path} is a checkpoint of stage {stage_folder.name}")
+    if not found.is_dir():
+        raise InputError(f"{path}: no such checkpoint")
+    return RunFolder(stage_folder.path.parent.parent), stage_folder, found
 
 
 def _checkpoint_of(folder: RunFolder, stage: str | None, display: Display) -> tuple[StageFolder, Path]:

@@ -12,11 +12,11 @@ from cupola import storage
 from cupola.display import count, duration, size
 from cupola.report.plots import curve_svgs, loss_plot_svg, palette_css
 from cupola.report.records import RunRecords, StageRecords, read_records
+from cupola.train.metrics import mean_of_last
 
 EVENTS_SHOWN = 200
 EVENT_CHARACTERS = 240
 SAMPLES_SHOWN = 60
-LAST_SHARE = 0.05
 
 
 def write_report(folder: Path) -> Path:
@@ -62,18 +62,13 @@ def render(records: RunRecords) -> str:
 
 
 def final_loss(stage: StageRecords) -> float | None:
-    """What `stage.json` states; of an unfinished stage, the same so far: the mean over its last 5%, each
-    step weighted by its tokens."""
+    """What `stage.json` states; of an unfinished stage, the same so far."""
     stated = stage.facts.get("final_loss")
     if stated is not None:
         return float(stated)
     loss, tokens, batch = (stage.columns[name] for name in ("loss", "tokens", "batch_tokens"))
     known = np.isfinite(loss) & np.isfinite(tokens) & (batch > 0)
-    if not known.any():
-        return None
-    last = known & (tokens - batch >= (1 - LAST_SHARE) * tokens[known][-1])
-    last = last if last.any() else known & (tokens == tokens[known][-1])
-    return float(np.average(loss[last], weights=batch[last]))
+    return mean_of_last(loss[known], tokens[known], batch[known])
 
 
 def _tiles(records: RunRecords) -> list[tuple[str, str]]:

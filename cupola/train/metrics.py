@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cupola import json_lines, storage
 from cupola.errors import CupolaError
 from cupola.json_lines import Record
@@ -101,16 +103,26 @@ class MetricsWriter:
             self._curves.close()
 
 
-def final_loss(rows: list[Record], share: float = 0.05) -> float | None:
-    """The mean training loss over the last part of a stage, each step weighted by its tokens.
+def final_loss(rows: list[Record]) -> float | None:
+    """`mean_of_last` of the steps that made an update; None if there was none."""
+    updates = [row for row in rows if row.get("loss") is not None and not row.get("skipped")]
+    loss, tokens, batch = (
+        np.array([row[name] for row in updates]) for name in ("loss", "tokens", "batch_tokens")
+    )
+    return mean_of_last(loss, tokens, batch)
 
-    Rows need `tokens` (the position after the step), `batch_tokens` and `loss`; the steps that begin in
-    the last `share` of the positions count, at least the last one that was not skipped.
+
+def mean_of_last(
+    loss: np.ndarray, tokens: np.ndarray, batch_tokens: np.ndarray, share: float = 0.05
+) -> float | None:
+    """The mean loss over the last part of a stage, each step weighted by its tokens; None without steps.
+
+    Args:
+        loss, tokens, batch_tokens: (steps,) each; `tokens` is the position after the step.
+        share: the steps that begin in the last `share` of the positions count, the last one in any case.
     """
-    rows = [row for row in rows if row.get("loss") is not None and not row.get("skipped")]
-    if not rows:
+    if not len(loss):
         return None
-    threshold = (1 - share) * rows[-1]["tokens"]
-    last = [row for row in rows if row["tokens"] - row["batch_tokens"] >= threshold] or rows[-1:]
-    weight = sum(row["batch_tokens"] for row in last)
-    return sum(row["loss"] * row["batch_tokens"] for row in last) / weight
+    last = tokens - batch_tokens >= (1 - share) * tokens[-1]
+    last[-1] = True
+    return float(np.average(loss[last], weights=batch_tokens[last]))

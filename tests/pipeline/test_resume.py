@@ -15,7 +15,7 @@ from cupola.checkpoint.names import checkpoints
 from cupola.display import Display, Task
 from cupola.errors import Interrupted
 from cupola.pipeline.folder import RunFolder
-from cupola.pipeline.listing import list_run
+from cupola.pipeline.listing import list_checkpoints
 from cupola.pipeline.run import run
 from cupola.recipe.loading import load
 
@@ -55,7 +55,7 @@ class Saboteur(Display):
 
 def final_weights(folder: Path) -> dict[str, str]:
     """Stage -> hash of the weights that it ended with."""
-    return {row["stage"]: row["weights_sha256"] for row in list_run(folder, True, Display())}
+    return {row["stage"]: row["weights_sha256"] for row in list_checkpoints(folder, True, Display())}
 
 
 def steps_in_metrics(folder: Path, stage: int, name: str) -> list[int]:
