@@ -85,7 +85,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
 
 
 def _find(path: str | Path, stage: str | None, display: Display) -> tuple[RunFolder, StageFolder, Path]:
-    """The run, stage and checkpoint that a path means; it may be a checkpoint's, or the link to the newest."""
+    """The run, stage and checkpoint that a path means (also a checkpoint, or the link `latest`)."""
     given = Path(path).expanduser()
     found = given.resolve()
     if step_of(found) is None or given.parent.name != "checkpoints":

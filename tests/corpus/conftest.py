@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
-from corpus_fakes import Heard, Registry
+
+from tests.corpus.corpus_fakes import Registry
+from tests.displays import Heard
 
 
 @pytest.fixture

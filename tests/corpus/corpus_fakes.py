@@ -1,29 +1,29 @@
-"""A display that remembers, archives made of bytes, and package clients that need no network."""
+"""Gathered text, archives made of bytes, and package clients that need no network."""
 
 import gzip
 import io
 import os
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from cupola.display import Display
+from cupola import storage
+from cupola.corpus.documents import Document, DocumentWriter
 
 
-class Heard(Display):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warnings: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+def gathered(folder: Path, train: list[str], heldout: Sequence[str] = ()) -> Path:
+    """A folder as `cupola.corpus.gather` makes it."""
+    facts: dict[str, dict[str, int]] = {"documents": {}, "bytes": {}}
+    with storage.new_folder(folder, facts) as aside:
+        for split, texts in (("train", train), ("heldout", heldout)):
+            with DocumentWriter(aside / f"{split}.parquet") as writer:
+                for number, text in enumerate(texts):
+                    writer.write(Document(text, str(number), "test", "none"))
+            facts["documents"][split], facts["bytes"][split] = writer.documents, writer.bytes
+    return folder
 
 
 def tar_bytes(files: dict[str, bytes], mode: str = "w:gz") -> bytes:

@@ -13,39 +13,15 @@ from pydoc_data import topics
 import numpy as np
 import pytest
 
-from cupola import storage
 from cupola.corpus import encoding
-from cupola.corpus.documents import Document, DocumentWriter
 from cupola.corpus.encoding import encode_source
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.corpus.tokenizer_training import train
 from cupola.data.store import TokenStore
-from cupola.display import Display
+from tests.corpus.corpus_fakes import gathered
+from tests.displays import Heard
 
 TEXTS = list(topics.topics.values())
-
-
-class Heard(Display):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warnings: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-def gathered(folder: Path, splits: dict[str, list[str]]) -> Path:
-    facts: dict[str, dict[str, int]] = {"documents": {}, "bytes": {}}
-    with storage.new_folder(folder, facts) as aside:
-        for split, texts in splits.items():
-            with DocumentWriter(aside / f"{split}.parquet") as writer:
-                for number, text in enumerate(texts):
-                    writer.write(Document(text, str(number), "test", "none"))
-            facts["documents"][split], facts["bytes"][split] = writer.documents, writer.bytes
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +32,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CUPOLA_CACHE", str(tmp_path / "cache"))
-    return gathered(tmp_path / "cache" / "text" / "t", {"train": TEXTS[5:], "heldout": TEXTS[:5]})
+    return gathered(tmp_path / "cache" / "text" / "t", TEXTS[5:], TEXTS[:5])
 
 
 @pytest.mark.parametrize("chunk", [1, 10_000, 10**9])
@@ -98,13 +74,13 @@ def test_another_tokenizer_or_text_is_another_store(
     source: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     folder = encode_source(source, tokenizer)
-    other = gathered(tmp_path / "cache" / "text" / "u", {"train": TEXTS[6:], "heldout": TEXTS[:5]})
+    other = gathered(tmp_path / "cache" / "text" / "u", TEXTS[6:], TEXTS[:5])
     assert encode_source(other, tokenizer) != folder
     assert encode_source(source, train(TEXTS, 900).tokenizer) != folder
 
 
 def test_nothing_held_out_is_an_empty_store(tmp_path: Path, source: Path, tokenizer: Tokenizer) -> None:
-    alone = gathered(tmp_path / "cache" / "text" / "alone", {"train": TEXTS[:1], "heldout": []})
+    alone = gathered(tmp_path / "cache" / "text" / "alone", TEXTS[:1])
     store = TokenStore(encode_source(alone, tokenizer) / "heldout")
     store.verify()
     assert (store.length, store.documents, store.bytes) == (0, 0, 0)
@@ -121,7 +97,7 @@ def test_a_large_vocabulary_takes_wide_tokens(source: Path, tokenizer: Tokenizer
     spec["model"]["vocab"] |= {f"<{number}>": 65_000 + number for number in range(600)}
     wide = Tokenizer(json.dumps(spec))
     assert wide.size == 65_600
-    text = gathered(source.parent / "wide", {"train": ["a <599> b"], "heldout": []})
+    text = gathered(source.parent / "wide", ["a <599> b"])
     store = TokenStore(encode_source(text, wide) / "train")
     store.verify()
     assert store.tokens.dtype == np.int32

@@ -13,7 +13,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from corpus_fakes import Heard, page, prose
 
 from cupola.corpus import documents, gather, totals
 from cupola.corpus.gathering import text_root
@@ -21,6 +20,8 @@ from cupola.corpus.splitting import is_heldout, text_hash
 from cupola.errors import CupolaError, InputError
 from cupola.recipe.schema import Corpus
 from cupola.storage import ASIDE
+from tests.corpus.corpus_fakes import page, prose
+from tests.displays import Heard
 
 
 def write(folder: Path, files: dict[str, bytes | str]) -> Path:

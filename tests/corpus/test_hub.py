@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpus_fakes import Heard, prose
 
 from cupola.corpus import documents, gather
 from cupola.errors import InputError
 from cupola.recipe.schema import Corpus
+from tests.corpus.corpus_fakes import prose
+from tests.displays import Heard
 
 
 def test_a_data_set_is_streamed(tmp_path: Path, cache: Path, heard: Heard) -> None:

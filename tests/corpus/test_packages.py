@@ -6,7 +6,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from corpus_fakes import Heard, Registry, compressed, deb_bytes, page, prose, tar_bytes, zip_bytes
 
 from cupola.corpus import Gathered, documents, gather
 from cupola.corpus.archives import UnsafeArchive, unpack
@@ -16,6 +15,8 @@ from cupola.corpus.sources import clients
 from cupola.corpus.sources.choosing import Choice
 from cupola.errors import CupolaError, InputError
 from cupola.recipe.schema import Corpus
+from tests.corpus.corpus_fakes import Registry, compressed, deb_bytes, page, prose, tar_bytes, zip_bytes
+from tests.displays import Heard
 
 COPYRIGHT = (
     b"Format: https://x\n\nFiles: *\nCopyright: Someone\nLicense: GPL-3+\n\nFiles: debian/*\nLicense: MIT\n"

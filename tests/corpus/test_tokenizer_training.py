@@ -11,45 +11,14 @@ from pydoc_data import topics
 import pytest
 
 from cupola import storage
-from cupola.corpus.documents import Document, DocumentWriter
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.corpus.tokenizer_training import RESERVED, quotas, sample, train, train_for
-from cupola.display import Display
 from cupola.errors import InputError
 from cupola.recipe import schema
+from tests.corpus.corpus_fakes import gathered
+from tests.displays import Heard
 
 ENGLISH = list(topics.topics.values())
-
-
-class Heard(Display):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warnings: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-def gathered(folder: Path, train_texts: list[str], heldout: list[str] = ()) -> Path:
-    """A folder as `cupola.corpus.gather` makes it."""
-    splits = {"train": train_texts, "heldout": heldout}
-    facts: dict[str, dict[str, int]] = {"documents": {}, "bytes": {}}
-    with storage.new_folder(folder, facts) as aside:
-        for split, texts in splits.items():
-            with DocumentWriter(aside / f"{split}.parquet") as writer:
-                for number, text in enumerate(texts):
-                    writer.write(Document(text, str(number), "test", "none"))
-            facts["documents"][split], facts["bytes"][split] = writer.documents, writer.bytes
-    return folder
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CUPOLA_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("vocabulary", [300, 512, 4000])

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from megatron_format import CODES, damage, plain_read, plain_write
 
 from cupola.data import indexed
 from cupola.data.indexed import DTYPES, Index, mapped_tokens, write_index
 from cupola.errors import CupolaError
+from tests.data.megatron_format import CODES, damage, plain_read, plain_write
 
 
 def opened(prefix: Path) -> Index:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from order_reference import ArrayStore, slow_rows, small_stage, small_stores, tokens_of_row
 
 from cupola.data.batch import FILLER, IGNORED, Batch
 from cupola.data.loader import Loader
@@ -16,6 +15,7 @@ from cupola.data.order import Order
 from cupola.errors import CupolaError, InputError
 from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Stage
+from tests.data.order_reference import ArrayStore, slow_rows, small_stage, small_stores, tokens_of_row
 
 GROWING = {
     "sequence_length": {"0%": 8, "45%": 16, "70%": 32},

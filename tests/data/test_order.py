@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from order_reference import WINDOW, slow_rows, small_stage, small_stores
 
 from cupola.data.order import Order, epoch_tokens
 from cupola.errors import InputError
 from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Stage
+from tests.data.order_reference import WINDOW, slow_rows, small_stage, small_stores
 
 LENGTHS = {name: store.length for name, store in small_stores().items()}
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from megatron_format import damage, plain_read, plain_write
 
 from cupola import storage
 from cupola.data.store import ForeignStore, StoreWriter, TokenStore, token_dtype
-from cupola.display import Display
 from cupola.errors import CupolaError, InputError
+from tests.data.megatron_format import damage, plain_read, plain_write
+from tests.displays import Heard
 
 
 @dataclass
@@ -27,14 +27,6 @@ class Vocabulary:
 
     def token_bytes(self, number: int) -> bytes:
         return b"x" * (number % 7 + 1)
-
-
-class Heard(Display):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def write(folder: Path, documents: Iterable[list[int]], vocabulary: Vocabulary | None = None) -> Path:

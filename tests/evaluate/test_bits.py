@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.evaluate.bits import BitsPerByte, bits_per_byte, windows
+from tests.displays import Heard
 from tests.evaluate.stubs import DELIMITER, VOCABULARY, ByteTokenizer, TinyCausalModel
 
 
@@ -146,16 +146,9 @@ def test_a_tokenizer_that_changes_the_text_is_named():
         def encode(self, text):
             return super().encode(text.lower())
 
-    class Warnings(Display):
-        def __init__(self):
-            self.lines = []
-
-        def warn(self, text):
-            self.lines.append(text)
-
-    display = Warnings()
+    display = Heard()
     bits_per_byte(TinyCausalModel(8), Lowering(), ["abc", "Abc", ""], 8, display=display)
-    assert len(display.lines) == 1
-    assert "changes 1 of 3 documents" in display.lines[0]
+    assert len(display.warnings) == 1
+    assert "changes 1 of 3 documents" in display.warnings[0]
     bits_per_byte(TinyCausalModel(8), ByteTokenizer(), ["abc", "Abc"], 8, display=display)
-    assert len(display.lines) == 1
+    assert len(display.warnings) == 1

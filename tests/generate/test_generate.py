@@ -9,23 +9,11 @@ from cupola.errors import InputError
 from cupola.generate import generate
 from cupola.generate.sampling import Sampling, choose, uniform
 from cupola.models import build, huggingface
-from cupola.recipe.schema import Model
+from tests.models import small_models
+from tests.models.small_models import LLAMA
 
 VOCABULARY = 67
-LLAMA = Model(layers=2, width=64, heads=4, key_value_heads=2, feedforward=96)
-GPT2 = Model(
-    layers=2,
-    width=48,
-    heads=4,
-    activation="gelu_tanh",
-    norm="layernorm",
-    attention_bias=True,
-    output_bias=True,
-    feedforward_bias=True,
-    positions="learned",
-    max_positions=24,
-    tied=True,
-)
+GPT2 = small_models.GPT2.model_copy(update={"max_positions": 24})
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9], [9, 3, 2]]
 
 

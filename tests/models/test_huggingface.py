@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_models import ALL, GPT2, LLAMA, LLAMA31, QWEN3
 
 from cupola.errors import InputError
 from cupola.models import build, huggingface
 from cupola.recipe.schema import Model
+from tests.models.small_models import ALL, GPT2, LLAMA, LLAMA31, QWEN3
 
 VOCABULARY = 131
 pytestmark = pytest.mark.oracle

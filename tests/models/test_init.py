@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import ALL, GPT2, LLAMA
 
 from cupola.models import build, table
 from cupola.models.init import draw, initialise
 from cupola.models.stack import LanguageModel
 from cupola.recipe.schema import Model
+from tests.models.small_models import ALL, GPT2, LLAMA
 
 
 def test_weights_depend_on_seed_and_name_alone():

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_models import ALL, GPT2, LLAMA, QWEN3
 
 from cupola.models import attention, build, table
 from cupola.models.stack import Inputs
+from tests.models.small_models import ALL, GPT2, LLAMA, QWEN3
 
 VOCABULARY = 61
 LENGTHS = [5, 17, 1, 30, 11]

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 import torch
-from small_models import ALL, GPT2, LLAMA
 from torch.utils.flop_counter import FlopCounterMode
 
 from cupola.models import attention, build, layers, table
 from cupola.recipe.loading import load_preset
 from cupola.recipe.lookup import presets
 from cupola.recipe.schema import Model
+from tests.models.small_models import ALL, GPT2, LLAMA
 
 VOCABULARY = 97
 

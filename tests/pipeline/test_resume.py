@@ -18,6 +18,7 @@ from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.listing import list_checkpoints
 from cupola.pipeline.run import run
 from cupola.recipe.loading import load
+from tests.displays import Heard
 
 
 class Crash(Exception):
@@ -148,14 +149,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_loudly(tiny_recipe, tmp_path
     data[len(data) // 2] ^= 64
     weights.write_bytes(data)
 
-    said: list[str] = []
-
-    class Listening(Display):
-        def warn(self, text: str) -> None:
-            said.append(text)
-
-    run(load(tiny_recipe), folder, None, Listening(), check_first=False)
-    assert any(newest.name in text and "damaged" in text for text in said)
+    display = Heard()
+    run(load(tiny_recipe), folder, None, display, check_first=False)
+    assert any(newest.name in text and "damaged" in text for text in display.warnings)
     assert any(event["event"] == "checkpoint_ignored" for event in RunFolder(folder).ledger.events())
     assert_same_run(folder, straight)
 

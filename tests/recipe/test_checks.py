@@ -8,26 +8,7 @@ import pytest
 from cupola.errors import InputError
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Model, Sizes
-
-WHOLE = """\
-name: whole
-corpora:
-  mine: {files: texts/*.md}
-tokenizer:
-  vocabulary: 512
-model:
-  layers: 2
-  width: 64
-  heads: 4
-stages:
-  pretrain:
-    data: {mine: 1}
-    tokens: 1M tokens
-    sequence_length: 64
-    batch_tokens: 512
-    learning_rate:
-      peak: 1e-3
-"""
+from tests.recipe.whole_recipe import WHOLE
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ from cupola.recipe.schema import Model, Stage
 from cupola.train import loop
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
 from cupola.train.metrics import cut_back
+from tests.displays import Heard
 
 VOCABULARY = 64
 STAGE: dict[str, Any] = {
@@ -53,14 +54,6 @@ STORES = {"a": Store.of(3000, 1), "b": Store.of(2000, 2)}
 
 class Killed(Exception):
     """In place of `kill -9`: nothing after it runs."""
-
-
-@dataclass
-class Recorder(Display):
-    said: list[str] = field(default_factory=list)
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
 
 
 @dataclass
@@ -352,14 +345,14 @@ def poison(run: Run, steps: set[int]) -> None:
 
 
 def test_a_step_that_is_not_finite_is_skipped_loudly_and_counted(tmp_path):
-    recorder = Recorder()
+    recorder = Heard()
     run = Run(tmp_path, display=recorder)
     poison(run, {4, 5})
     result = run.start()
     assert result.skipped == 2
     assert [row["step"] for row in run.rows() if row["skipped"]] == [4, 5]
     assert run.rows()[3]["loss"] is None
-    assert [text.split(": ")[1] for text in recorder.said] == ["step 4 is skipped", "step 5 is skipped"]
+    assert [text.split(": ")[1] for text in recorder.warnings] == ["step 4 is skipped", "step 5 is skipped"]
     assert math.isfinite(result.final_loss)
     assert all(bool(torch.isfinite(value).all()) for value in run.weights().values())
 
