@@ -33,10 +33,10 @@ COMMANDS = {
     "runs": "List the runs and how far they are.",
 }
 SPINS = "2000"
-"""How long torch's CPU threads wait for each other busily before they sleep, for libgomp, which reads it when
-torch is loaded. By default they spin for milliseconds: where one other program wants a core, a training step on
-two cores was ten times slower (796 tokens/s against 8,700); with this it is half as fast, and as fast as before
-where it is alone."""
+"""How long torch's CPU threads wait for each other busily before they sleep, for libgomp, which reads it
+when torch is loaded. Its default is milliseconds: where one other program wanted a core, a training step
+on two cores was ten times slower (796 tokens/s against 8,700); with this it is half as fast, and where it
+is alone about as fast as before."""
 BROKEN_PIPE_STATUS = 141  # what a shell reports for a program that SIGPIPE ended
 
 
