@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional
 
 from bench.contenders import CONTENDERS, Settings
-from bench.matmul import matmul_peak
 from bench.shapes import SHAPES, Shape
 from bench.worker import batches
+from cupola.train.peak import matmul_peak
 
 SMALL = Shape(layers=2, width=128, heads=4, vocabulary=512, sequence=128, batch=4)
 TOLERANCES = {torch.float32: 2e-4, torch.bfloat16: 2.5e-2}
@@ -133,7 +133,7 @@ def speed(device: str) -> None:
     """Tokens a second beside the plain reference; `bench.training_step` measures all peers."""
     for name, shape in SHAPES.items():
         shape = replace(shape, batch=shape.batch * 8)
-        peak = matmul_peak("bf16", device, (4096, 8192))
+        peak = matmul_peak("bf16", device)
         for contender in ("cupola", "reference"):
             figure = tokens_per_second(contender, Settings(shape, "bf16", False, device))
             share = figure * shape.flops / shape.tokens / peak

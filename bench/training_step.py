@@ -24,8 +24,8 @@ import click
 import torch
 
 from bench.contenders import CONTENDERS
-from bench.matmul import matmul_peak
 from bench.shapes import SHAPES, Shape
+from cupola.train.peak import matmul_peak
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "cupola"

@@ -26,7 +26,7 @@ class Document:
     Attributes:
         id: where it came from, unique within its source; a part of a long document ends in `#first-last`
             (its sections).
-        source: the package, data set or kind of source, such as `apt:git-doc`.
+        source: the package, dataset or kind of source, such as `apt:git-doc`.
         licence: a short note.
     """
 

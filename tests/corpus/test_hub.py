@@ -1,4 +1,4 @@
-"""The `huggingface` source: on a data set that lies on this machine, without its library, without the hub."""
+"""The `huggingface` source: on a dataset that lies on this machine, without its library, without the hub."""
 
 import json
 import sys

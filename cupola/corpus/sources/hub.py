@@ -1,7 +1,7 @@
-"""`huggingface:` a data set of the Hugging Face hub, streamed by the `datasets` library (extra
+"""`huggingface:` a dataset of the Hugging Face hub, streamed by the `datasets` library (extra
 `huggingface`).
 
-The data set's revision is looked up once and recorded; gathering again reads the cache and asks nobody.
+The dataset's revision is looked up once and recorded; gathering again reads the cache and asks nobody.
 Nothing but the text is kept. The library's own errors become `SourceUnavailable`, so that a fallback is
 taken.
 """
@@ -21,12 +21,12 @@ TOGETHER_BYTES = 2_000_000
 
 
 class HuggingFaceSource:
-    """One split of a data set, as a stream."""
+    """One split of a dataset, as a stream."""
 
     local = False
 
     def __init__(self, corpus: Corpus) -> None:
-        assert corpus.huggingface is not None, "made only for blocks that name a data set"
+        assert corpus.huggingface is not None, "made only for blocks that name a dataset"
         self.corpus, self.name = corpus, corpus.huggingface
         self.label = f"huggingface {self.name}"
         self.revision: str | None = None
@@ -59,7 +59,7 @@ class HuggingFaceSource:
                 f"{self.name} cannot be had from the hub ({line or type(error).__name__})"
             ) from None
         if self.corpus.max_bytes is None:
-            display.warn(f"{self.label}: without max_bytes the whole data set is streamed")
+            display.warn(f"{self.label}: without max_bytes the whole dataset is streamed")
         return Resolved({"revision": self.revision}, {self.label: self.revision or "local"})
 
     def open(self, workspace: Path, report: Reading) -> Work:
@@ -68,7 +68,7 @@ class HuggingFaceSource:
     def _portions(self, report: Reading) -> Iterator[Portion]:
         source = f"huggingface:{self.name}"
         field = self.corpus.text_field
-        entry = Entry(Path(), source, "text", source, self.corpus.licence or "see the data set's page", 0)
+        entry = Entry(Path(), source, "text", source, self.corpus.licence or "see the dataset's page", 0)
         texts: list[tuple[str, str]] = []
         size = number = 0
         try:
