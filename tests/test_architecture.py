@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import re
 import subprocess
 import sys
@@ -93,6 +94,25 @@ def test_a_module_of_a_lower_level_within_a_package_imports_none_of_its_upper_pa
         if "." in own:
             for imported in imports(path):
                 assert LEVELS[package_of(imported)] <= LEVELS[own], f"{module_name(path)} imports {imported}"
+
+
+def contracts() -> list[tuple[str, str]]:
+    """(module, name) of everything that the map's contracts call."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    block = text.split("## Contracts between the parts")[1].split("\n## ")[0]
+    found, module = [], ""
+    for line in block.splitlines():
+        if match := re.match(r"    ([a-z_.]+)\s", line):
+            module = match[1]
+        if line.startswith("    "):
+            names = re.findall(r"(?<![.\w])([A-Za-z_]\w*)\(", line.partition(" #")[0])
+            found += [(module, name) for name in names if name != "module"]
+    return found
+
+
+@pytest.mark.parametrize(("module", "name"), contracts())
+def test_what_the_map_names_is_there(module, name):
+    assert hasattr(importlib.import_module(f"cupola.{module}"), name)
 
 
 LIGHT = ["cupola", "cupola.cli", "cupola.models.table"] + [
