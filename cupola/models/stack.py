@@ -1,7 +1,7 @@
 """A language model: embedding, a stack of declared blocks, a norm, a head.
 
 What a block consists of stands in `models.table.blocks`; the modules of each kind are looked up in
-`MIXERS` and `FEEDFORWARDS`. Another kind of mixer is a module that keeps `Mixer`'s protocol and one
+`MIXERS` and `FEEDFORWARDS`. Another kind of mixer is a module that keeps `mixer.Mixer`'s protocol and one
 entry here: the stack never asks what a mixer is. What all layers of a kind need alike in a forward pass
 (rotary tables, tiles of attention) is made once, by the first of them, and handed to the others.
 
@@ -9,8 +9,7 @@ Blocks are held by number in a dict, so that a pipeline stage may hold some of t
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,54 +17,12 @@ from torch import Tensor, nn
 from cupola.models import table
 from cupola.models.attention import document_begins
 from cupola.models.layers import Gated, Linear, Plain, linear, norm
+from cupola.models.mixer import Inputs, State
 from cupola.models.transformer import Attention
 from cupola.recipe.schema import Model
 
-
-class State(Protocol):
-    """What a mixer remembers while decoding; `Attention`'s is its keys and values."""
-
-    def reset(self) -> None:
-        """Forget everything; memory is kept."""
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order. rows: int64."""
-
-
-class Mixer(Protocol):
-    """What the stack asks of a mixer beside being a module."""
-
-    plan_key: Hashable
-    """Mixers with equal keys share a plan."""
-
-    def plan(self, inputs: "Inputs") -> Any:
-        """What a forward pass needs once for all layers."""
-
-    def state(self, columns: int) -> State:
-        """An empty state for decoding up to `columns` tokens; it learns its batch, dtype and device from
-        the first tokens."""
-
-    def __call__(self, x: Tensor, plan: Any, state: Any) -> Tensor:
-        """(batch, length, width) -> the same; with a state, x continues what the state holds."""
-
-
 MIXERS: dict[str, Callable[[Model], Any]] = {"attention": Attention}
 FEEDFORWARDS: dict[str, Callable[[Model], nn.Module]] = {"gated": Gated, "plain": Plain}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a plan may depend on."""
-
-    batch: int
-    length: int
-    device: torch.device
-    documents: Tensor | None
-    """(batch, length) int32, or None: each row is one document. With a cache: padding is document 0."""
-    start: int = 0
-    """Columns that the cache holds already."""
-    first: Tensor | None = None
-    """(batch,) int64: the first column of each row that is not padding; None: column 0."""
 
 
 class Cache:

@@ -5,18 +5,16 @@ shapes are read from what the linear maps return, never from the settings.
 """
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cupola.models import attention
 from cupola.models.layers import Linear, RMSNorm
+from cupola.models.mixer import Inputs
 from cupola.models.rope import Rotation, rotate, rotation
 from cupola.recipe.schema import Model
-
-if TYPE_CHECKING:
-    from cupola.models.stack import Inputs
 
 
 class KeyValues:
@@ -84,7 +82,7 @@ class Attention(nn.Module):
         self.rope = model.rope if model.positions == "rope" else None
         self.plan_key: Hashable = ("attention", self.rope, self.head_width)
 
-    def plan(self, inputs: "Inputs") -> Prepared:
+    def plan(self, inputs: Inputs) -> Prepared:
         """Rotary tables, and what is visible to whom. Positions are columns: rotary embedding depends on
         distances only, so neither documents nor padding need restart them."""
         start, end = inputs.start, inputs.start + inputs.length

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cupola.models import attention, build, table
-from cupola.models.stack import Inputs
+from cupola.models.mixer import Inputs
 from tests.models.small_models import ALL, GPT2, LLAMA, QWEN3
 
 VOCABULARY = 61
