@@ -233,17 +233,11 @@ class Order:
         length = self.clock.sequence_length(position)
         return {"position": position, "row_length": length, "fingerprint": self.fingerprint(), **self.facts()}
 
-    def verify_state(self, state: Mapping[str, Any], accept_changes: bool = False) -> list[str]:
+    def verify_state(self, state: Mapping[str, Any]) -> None:
         """Hold this order against the state in a checkpoint before going on from it.
 
-        Args:
-            accept_changes: go on although other tokens will follow than the checkpoint was heading for.
-
-        Returns:
-            What has changed and was accepted, a line each, for the ledger.
-
         Raises:
-            InputError: something has changed and was not accepted, or the position is inside a row now.
+            InputError: other tokens would follow than the checkpoint was heading for; says what has changed.
         """
         position = state["position"]
         lengths = (
@@ -257,11 +251,8 @@ class Order:
         changes = _differences(state, self.facts())
         if position % self.clock.window and state["row_length"] != self.clock.sequence_length(position):
             changes.append(f"sequence_length {lengths}, in the middle of a window")
-        if changes and not accept_changes:
-            raise InputError(
-                f"{where}: {'; '.join(changes)}; restore what changed, or accept the change explicitly"
-            )
-        return changes
+        if changes:
+            raise InputError(f"{where}: {'; '.join(changes)}; restore what changed")
 
 
 def epoch_tokens(

@@ -123,9 +123,10 @@ class _Batch:
         longest = max(self.lengths)
         padded = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
         self.input = torch.tensor(padded, device=weight.device)
-        self.cache: Cache = module.cache(longest + max_tokens)
+        first = None
         if min(self.lengths) < longest:
-            self.cache.first = torch.tensor([longest - n for n in self.lengths], device=weight.device)
+            first = torch.tensor([longest - n for n in self.lengths], device=weight.device)
+        self.cache: Cache = module.cache(longest + max_tokens, first)
 
     def logits(self) -> Tensor:
         """Of the token after the last one of each row: (rows, vocabulary)."""

@@ -26,9 +26,6 @@ class Inputs:
 class State(Protocol):
     """What a mixer remembers while decoding; `Attention`'s is its keys and values."""
 
-    def reset(self) -> None:
-        """Forget everything; memory is kept."""
-
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order. rows: int64."""
 

@@ -32,16 +32,9 @@ class Cache:
     says where each begins.
     """
 
-    def __init__(self, states: dict[str, State], columns: int) -> None:
-        self.states, self.columns = states, columns
+    def __init__(self, states: dict[str, State], columns: int, first: Tensor | None) -> None:
+        self.states, self.columns, self.first = states, columns, first
         self.position = 0
-        self.first: Tensor | None = None
-
-    def reset(self, first: Tensor | None = None) -> None:
-        """Forget everything, and begin with rows whose first tokens stand in these columns."""
-        self.position, self.first = 0, first
-        for state in self.states.values():
-            state.reset()
 
     def advance(self, columns: int) -> None:
         """So many more columns are filled."""
@@ -135,9 +128,14 @@ class LanguageModel(nn.Module):
         """(..., width) -> (..., vocabulary)."""
         return linear(hidden, self.head_weight)
 
-    def cache(self, columns: int) -> Cache:
-        """An empty cache for rows of up to `columns` tokens."""
-        return Cache({name: block.mixer.state(columns) for name, block in self.numbered_blocks()}, columns)
+    def cache(self, columns: int, first: Tensor | None = None) -> Cache:
+        """An empty cache for rows of up to `columns` tokens.
+
+        Args:
+            first: (batch,) int64: the columns of the rows' first tokens, where they are padded on the left.
+        """
+        states = {name: block.mixer.state(columns) for name, block in self.numbered_blocks()}
+        return Cache(states, columns, first)
 
     def _inputs(self, tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Inputs:
         batch, length = tokens.shape

@@ -181,14 +181,6 @@ def count(model: Model, vocabulary: int) -> int:
     return sum(parameter.size for parameter in parameters(model, vocabulary))
 
 
-def count_by_role(model: Model, vocabulary: int) -> dict[Role, int]:
-    """Number of parameters of each role that occurs."""
-    counts: Counter[Role] = Counter()
-    for parameter in parameters(model, vocabulary):
-        counts[parameter.role] += parameter.size
-    return dict(counts)
-
-
 def flops_per_token(model: Model, vocabulary: int, sequence_length: int, causal: bool = True) -> float:
     """Model FLOPs of the forward and backward pass per token (multiply and add count as two).
 

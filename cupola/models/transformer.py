@@ -37,16 +37,13 @@ class KeyValues:
         """
         batch, new, heads, width = key.shape
         shape = (batch, heads, self.columns, width)
-        if self.keys is None or self.values is None or (start == 0 and self.keys.shape != shape):
+        if self.keys is None or self.values is None:
             self.keys = value.new_empty(shape)
             self.values = value.new_empty(shape)
         end = start + new
         self.keys[:, :, start:end] = key.transpose(1, 2)
         self.values[:, :, start:end] = value.transpose(1, 2)
         return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def reset(self) -> None:
-        """Nothing to do: columns are read only after they have been written."""
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order."""

@@ -118,18 +118,9 @@ class Piecewise(Generic[Value]):
             raise ValueError("a position must be below 100%")
         return cls(steps)
 
-    def at(self, position: int, total: int) -> Value:
-        """The value at a position (tokens) of a stage of `total` tokens."""
-        current = self.steps[0][1]
-        for start, value in self.steps[1:]:
-            if start_in_tokens(start, total) > position:
-                break
-            current = value
-        return current
-
     def starts(self, total: int) -> list[tuple[int, Value]]:
         """(position in tokens, value) of every change, the first at 0."""
-        return [(start_in_tokens(start, total), value) for start, value in self.steps]
+        return [(_in_tokens(start, total), value) for start, value in self.steps]
 
     @property
     def values(self) -> list[Value]:
@@ -149,6 +140,6 @@ def _position(value: Any) -> Quantity:
     return Quantity(start.amount, start.unit or "tokens") if start.amount else Quantity(0, "%")
 
 
-def start_in_tokens(start: Quantity, total: int) -> int:
+def _in_tokens(start: Quantity, total: int) -> int:
     """A percentage of `total`, or a number of tokens, in tokens."""
     return round(total * start.amount / 100) if start.unit == "%" else int(start.amount)
