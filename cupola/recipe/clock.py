@@ -53,7 +53,8 @@ class Clock:
         estimate = (
             _tokens_of_steps(stage) if steps is not None else _tokens_of_horizon(stage.tokens, epoch_tokens)
         )
-        self._lengths = stage.sequence_length.starts(estimate)
+        # Of two changes at one token the later counts.
+        self._lengths = list(dict(stage.sequence_length.starts(estimate)).items())
         sizes = stage.batch_tokens.starts(estimate)
         _check_batches(sizes, self._lengths, estimate)
         self._phases = _whole_batches(sizes, estimate)

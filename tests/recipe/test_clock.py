@@ -5,7 +5,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cupola.errors import InputError
@@ -169,6 +169,7 @@ def test_an_interval_in_percent(every, times):
 
 
 @given(clocks())
+@example(Clock(stage(tokens=700, sequence_length={"0%": 16, "0.1%": 8, "0.2%": 16}, batch_tokens=64)))
 def test_length_changes_between_windows_and_is_never_longer_than_asked(clock):
     asked = clock.stage.sequence_length
     for begin in range(0, clock.end, clock.window):
