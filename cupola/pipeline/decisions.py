@@ -67,7 +67,8 @@ def decide(recipe: Recipe, vocabulary: int, recorded: dict[str, Any] | None, dis
         threads=threads,
         device=str(device),
         vocabulary=vocabulary,
-        peak_flops=matmul_peak(precision, device),
+        # A busy neighbour makes it look slower than it is: the best that this run has seen counts.
+        peak_flops=max(matmul_peak(precision, device), recorded.get("peak_flops", 0.0)),
         why=why,
     )
 
