@@ -46,7 +46,6 @@ def heldout_bits(
     sequence_length: int,
     *,
     stride: int | None = None,
-    batch_tokens: int = 16_384,
     precision: Precision = "fp32",
     display: Display | None = None,
 ) -> dict[str, BitsPerByte]:
@@ -58,7 +57,6 @@ def heldout_bits(
             texts,
             sequence_length,
             stride=stride,
-            batch_tokens=batch_tokens,
             precision=precision,
             display=display,
             title=f"held-out text of {name}",

@@ -61,6 +61,8 @@ def decide(recipe: Recipe, vocabulary: int, recorded: dict[str, Any] | None, dis
     microbatch = _microbatch_tokens(recipe, recorded, device)
     precision, why = _precision(recipe, vocabulary, microbatch, recorded, device, display)
     display.say(f"precision {precision} ({why}), {threads} threads on {device.type}")
+    same = recorded.get("precision") == precision and recorded.get("device") == str(device)
+    seen = recorded["peak_flops"] if same else 0.0
     return Decisions(
         precision=precision,
         microbatch_tokens=microbatch,
@@ -68,7 +70,7 @@ def decide(recipe: Recipe, vocabulary: int, recorded: dict[str, Any] | None, dis
         device=str(device),
         vocabulary=vocabulary,
         # A busy neighbour makes it look slower than it is: the best that this run has seen counts.
-        peak_flops=max(matmul_peak(precision, device), recorded.get("peak_flops", 0.0)),
+        peak_flops=max(matmul_peak(precision, device), seen),
         why=why,
     )
 

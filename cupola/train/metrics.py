@@ -17,6 +17,7 @@ from cupola import json_lines, storage
 from cupola.errors import CupolaError
 from cupola.json_lines import Record
 
+LAST_SHARE = 0.05
 CURVES_LEFT_OUT = ("step", "global_step", "seconds", "whole")
 
 
@@ -112,17 +113,16 @@ def final_loss(rows: list[Record]) -> float | None:
     return mean_of_last(loss, tokens, batch)
 
 
-def mean_of_last(
-    loss: np.ndarray, tokens: np.ndarray, batch_tokens: np.ndarray, share: float = 0.05
-) -> float | None:
+def mean_of_last(loss: np.ndarray, tokens: np.ndarray, batch_tokens: np.ndarray) -> float | None:
     """The mean loss over the last part of a stage, each step weighted by its tokens; None without steps.
+
+    The steps that begin in the last `LAST_SHARE` of the positions count, and the very last in any case.
 
     Args:
         loss, tokens, batch_tokens: (steps,) each; `tokens` is the position after the step.
-        share: the steps that begin in the last `share` of the positions count, the last one in any case.
     """
     if not len(loss):
         return None
-    last = tokens - batch_tokens >= (1 - share) * tokens[-1]
+    last = tokens - batch_tokens >= (1 - LAST_SHARE) * tokens[-1]
     last[-1] = True
     return float(np.average(loss[last], weights=batch_tokens[last]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,13 +65,18 @@ def steps_in_metrics(folder: Path, stage: int, name: str) -> list[int]:
     return [json.loads(row)["step"] for row in rows]
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("straight") / "run"
+
+
 @pytest.fixture
-def straight(tiny_recipe: Path, tmp_path: Path) -> Path:
-    """The run without interruption."""
-    folder = tmp_path / "straight"
-    report = run(load(tiny_recipe), folder, None, Display(), check_first=False)
-    assert [stage.status for stage in report.stages] == ["done", "done"]
-    return folder
+def straight(tiny_recipe: Path, tmp_path: Path, trained_once: Path) -> Path:
+    """The run without interruption, each test's own copy of it."""
+    if not trained_once.exists():
+        report = run(load(tiny_recipe), trained_once, None, Display(), check_first=False)
+        assert [stage.status for stage in report.stages] == ["done", "done"]
+    return shutil.copytree(trained_once, tmp_path / "straight", symlinks=True)
 
 
 def assert_same_run(folder: Path, straight: Path) -> None:
