@@ -4,11 +4,10 @@ The held-out text in the course of training is a fixed choice of each source, so
 compared from one evaluation to the next; at the end of the stage all of it is read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cupola import json_lines
-from cupola.corpus.documents import documents
 from cupola.display import Display
 from cupola.evaluate import choose_texts, combined, heldout_bits
 from cupola.generate import continue_texts
@@ -25,7 +24,6 @@ class Observer:
     """Evaluates and samples one stage's model.
 
     Args:
-        sources: the sources whose held-out text is read.
         sequence_length: the context that the held-out text is read with.
     """
 
@@ -35,14 +33,13 @@ class Observer:
         settings: Evaluate,
         prepared: Prepared,
         module: LanguageModel,
-        sources: Iterable[str],
         sequence_length: int,
         precision: Precision,
         seed: int,
         display: Display,
     ) -> None:
         self.folder, self.settings, self.prepared, self.module = folder, settings, prepared, module
-        self.sources, self.sequence_length = list(sources), sequence_length
+        self.sequence_length = sequence_length
         self.precision, self.seed, self.display = precision, seed, display
         self._chosen: dict[str, list[str]] = {}
 
@@ -50,21 +47,25 @@ class Observer:
         """Evaluate on the fixed choice of held-out text and write samples."""
         if not self._chosen:
             tokenizer, limit = self.prepared.tokenizer, self.settings.tokens
-            self._chosen = {s: choose_texts(self._heldout(s), tokenizer, limit) for s in self.sources}
+            self._chosen = {
+                source: choose_texts(texts, tokenizer, limit) for source, texts in self._heldout().items()
+            }
         result = self._evaluate(step, tokens, self._chosen, whole=False)
         self._sample(step, tokens)
         return result
 
     def finish(self, step: int, tokens: int) -> dict[str, Any]:
         """Evaluate on all the held-out text and write samples; what the stage is judged by."""
-        result = self._evaluate(step, tokens, {s: self._heldout(s) for s in self.sources}, whole=True)
+        result = self._evaluate(step, tokens, self._heldout(), whole=True)
         self._sample(step, tokens)
         return result
 
-    def _heldout(self, source: str) -> Iterable[str]:
-        return (document.text for document in documents(self.prepared.gathered[source], "heldout"))
+    def _heldout(self) -> dict[str, Iterable[str]]:
+        return {source: self.prepared.heldout_texts(source) for source in self.prepared.stores}
 
-    def _evaluate(self, step: int, tokens: int, texts: Any, whole: bool) -> dict[str, Any]:
+    def _evaluate(
+        self, step: int, tokens: int, texts: Mapping[str, Iterable[str]], whole: bool
+    ) -> dict[str, Any]:
         found = heldout_bits(
             self.module,
             self.prepared.tokenizer,

@@ -9,7 +9,6 @@ import torch
 
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.names import step_of
-from cupola.corpus import documents
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
@@ -47,10 +46,7 @@ class OpenRun:
         prepared = prepare(self.recipe, display)
         if prepared.tokenizer.fingerprint != self.tokenizer.fingerprint:
             display.warn("the corpora have changed since this run: its held-out text is not what it was")
-        return {
-            name: (document.text for document in documents(prepared.gathered[name], "heldout"))
-            for name in self.recipe.sources()
-        }
+        return {name: prepared.heldout_texts(name) for name in self.recipe.sources()}
 
 
 def open_run(path: str | Path, display: Display, stage: str | None = None) -> OpenRun:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from cupola import storage
-from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.pipeline.folder import RunFolder, StageFolder
@@ -84,7 +83,7 @@ def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision:
             "tokenizer": prepared.tokenizer.fingerprint,
             "name": name,
             "stage": stage.model_dump(mode="json"),
-            "sources": {source: prepared.train_store(source).fingerprint for source in stage.sources()},
+            "sources": {name: store.fingerprint for name, store in prepared.train_stores(stage).items()},
             "parent": parent,
         }
     )
@@ -116,8 +115,3 @@ def final_checkpoint(folder: StageFolder) -> Path:
     if facts.get("status") != "done":
         raise CupolaError(f"stage {folder.name}: is not finished; run it first")
     return folder.checkpoints / facts["checkpoint"]
-
-
-def store_sources(prepared: Prepared, stage: Stage) -> dict[str, TokenStore]:
-    """The training stores that a stage reads, by source."""
-    return {name: prepared.train_store(name) for name in stage.sources()}

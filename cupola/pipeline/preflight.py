@@ -23,7 +23,6 @@ from cupola.models import build
 from cupola.parallel.device import peak_memory, reset_peak_memory, synchronize, total_memory
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
-from cupola.pipeline.plan import store_sources
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.stage import stage_clock, stage_order
 from cupola.recipe.clock import Clock
@@ -135,7 +134,7 @@ def _clock_and_order(
 ) -> tuple[Clock, Order | None, dict[str, float]]:
     if prepared is None:
         return Clock(stage, epoch_tokens=10**9), None, {}
-    stores = store_sources(prepared, stage)
+    stores = prepared.train_stores(stage)
     clock = stage_clock(stage, stores)
     order = stage_order(recipe, name, stage, stores, clock)
     return clock, order, order.epochs_of(clock.end)
@@ -160,7 +159,7 @@ def _first_microbatches(
             tokens = torch.randint(decisions.vocabulary, (rows, length + 1), generator=generator)
             found[length] = Microbatch.of_rows(tokens)
             continue
-        reader = Reader(order, store_sources(prepared, stage), decisions.microbatch_tokens, rank=0, ranks=1)
+        reader = Reader(order, prepared.train_stores(stage), decisions.microbatch_tokens, rank=0, ranks=1)
         found[length] = reader.batch(position, clock.next_boundary(position)).microbatches[0]
     return found
 

@@ -1,18 +1,19 @@
 """From a recipe's corpora to token stores: gather, train the tokenizer, encode. All of it from the cache
 when nothing has changed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cupola.corpus import gather
+from cupola.corpus import documents, gather
 from cupola.corpus.encoding import encode_source
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.corpus.tokenizer_training import train_for
 from cupola.data.store import TokenStore
 from cupola.display import Display, count
 from cupola.errors import InputError
-from cupola.recipe.schema import Recipe
+from cupola.recipe.schema import Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,13 @@ class Prepared:
     stores: dict[str, Path]
     facts: dict[str, Any]
 
-    def train_store(self, source: str) -> TokenStore:
-        """The store that training reads."""
-        return TokenStore(self.stores[source] / "train")
+    def train_stores(self, stage: Stage) -> dict[str, TokenStore]:
+        """The stores that a stage reads, by source."""
+        return {source: TokenStore(self.stores[source] / "train") for source in stage.sources()}
+
+    def heldout_texts(self, source: str) -> Iterator[str]:
+        """The held-out documents of a source."""
+        return (document.text for document in documents(self.gathered[source], "heldout"))
 
 
 def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:

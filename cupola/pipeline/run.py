@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from cupola import storage
 from cupola.checkpoint.names import checkpoints
-from cupola.corpus import documents
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, duration, size
 from cupola.errors import CupolaError, Interrupted
@@ -160,10 +159,7 @@ def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> None
     """What the report sets beside the figures: the model's size, and the held-out text through `xz -9`."""
     heldout = storage.digest({name: path.name for name, path in prepared.gathered.items()})
     if folder.facts().get("heldout") != heldout:
-        xz = {
-            name: xz_bits(d.text for d in documents(prepared.gathered[name], "heldout"))
-            for name in prepared.stores
-        }
+        xz = {name: xz_bits(prepared.heldout_texts(name)) for name in prepared.stores}
         folder.record(
             heldout=heldout, xz_bits_per_byte={name: bits.bits_per_byte for name, bits in xz.items()}
         )

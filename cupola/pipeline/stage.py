@@ -24,7 +24,7 @@ from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
 from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.observing import Observer
-from cupola.pipeline.plan import PlannedStage, final_checkpoint, store_sources
+from cupola.pipeline.plan import PlannedStage, final_checkpoint
 from cupola.pipeline.prepare import Prepared
 from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Recipe, Stage
@@ -63,7 +63,7 @@ class StageRun:
         self.prepared, self.decisions = prepared, decisions
         self.files, self.stage = planned.folder, planned.stage
         device = torch.device(decisions.device)
-        self.stores = store_sources(prepared, self.stage)
+        self.stores = prepared.train_stores(self.stage)
         self.clock = stage_clock(self.stage, self.stores)
         self.order = stage_order(recipe, planned.name, self.stage, self.stores, self.clock)
         self.module = build(recipe.model, prepared.vocabulary, recipe.seed, device)
@@ -152,7 +152,6 @@ class StageRun:
             self.recipe.evaluate,
             self.prepared,
             self.module,
-            list(self.prepared.stores),
             self.clock.span,
             self.decisions.precision,
             self.recipe.seed,
