@@ -8,6 +8,7 @@ source. Each split appears whole or not at all: a killed run leaves nothing that
 the next one goes on with the split that is missing.
 """
 
+import functools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -50,9 +51,20 @@ def encode_source(
             target,
             partial(_encode_split, gathered, split, target, tokenizer, display, name),
             display,
-            partial(TokenStore, target, tokenizer),
+            partial(_check, target, tokenizer),
         )
     return folder
+
+
+def _check(target: Path, tokenizer: Tokenizer) -> None:
+    TokenStore(target, tokenizer)
+    _verified(target)
+
+
+@functools.cache
+def _verified(target: Path) -> None:
+    """Every byte is compared once a process (about 1 GB/s); a failure isn't remembered."""
+    storage.verify(target)
 
 
 def _encode_split(

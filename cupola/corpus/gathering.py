@@ -11,7 +11,7 @@ Guarantees:
   that comes back doesn't change the corpus under a run) and recorded in the facts until `refresh`.
 - Two processes that want the same source: the second waits for the first and finds it done.
 
-Costs, on two cores: about 10 MB/s of HTML, 40 MB/s of plain text.
+Costs: seconds for megabytes; `docs/corpus.md` has what was measured.
 """
 
 import functools

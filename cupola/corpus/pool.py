@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from cupola.corpus.reading import Portion, Reading, Rules, read_portion
 from cupola.errors import CupolaError
+from cupola.machine import usable_cores
 
 SMALL_WORK_BYTES = 3_000_000
 MOST_PROCESSES = 16
@@ -30,8 +31,7 @@ def processes_for(cost: int | None) -> int:
     """How many processes read this much (bytes; None: unknown); 1 means this one."""
     if cost is not None and cost < SMALL_WORK_BYTES:
         return 1
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, MOST_PROCESSES)
+    return min(usable_cores(), MOST_PROCESSES)
 
 
 def read_in_order(portions: Iterator[Portion], rules: Rules, processes: int) -> Iterator[Reading]:

@@ -18,7 +18,6 @@ interpreter), about 5 microseconds a document of Python each.
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -31,6 +30,7 @@ import tokenizers
 from cupola import storage
 from cupola.corpus import tiktoken_engine
 from cupola.errors import InputError
+from cupola.machine import usable_cores
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -50,11 +50,6 @@ DELIMITERS = (
 """Names of the token between documents, the most telling first."""
 REPLACEMENT = "\ufffd"
 CHUNK_CHARACTERS = 500_000
-
-
-def worker_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Tokenizer:
@@ -147,7 +142,7 @@ class Tokenizer:
         if self._fast is None:  # that library has threads of its own
             yield from (self._encode_slowly([valid_text(text) for text in batch]) for batch in batches)
             return
-        threads = worker_threads()
+        threads = usable_cores()
         waiting: list[Future[list[np.ndarray]]] = []
         with ThreadPoolExecutor(threads, "encode") as pool:
             try:

@@ -12,8 +12,6 @@ One process at a time writes to it (`lock`); readers need no lock.
 
 import contextlib
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,10 +21,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-import cupola
 from cupola import storage
 from cupola.errors import CupolaError, InputError
 from cupola.ledger import Ledger
+from cupola.machine import machine, versions
 from cupola.paths import runs_root
 from cupola.recipe.schema import Recipe
 
@@ -156,15 +154,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CupolaError(f"{path}: does not hold a record of Cupola")
     return value
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    import torch
-
-    return {"cupola": cupola.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def machine() -> dict[str, Any]:
-    """The machine, in a few words."""
-    return {"platform": platform.platform(), "processors": os.cpu_count(), "host": platform.node()}

@@ -79,7 +79,7 @@ class Observer:
             "step": step,
             "tokens": tokens,
             "whole": whole,
-            "bits_per_byte": total.bits_per_byte,
+            "bits_per_byte": total.facts()["bits_per_byte"],
             "bytes": total.bytes,
             "sources": {source: bits.facts() for source, bits in found.items()},
         }

@@ -62,9 +62,15 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
     tokenizer = Tokenizer.load(folder.tokenizer)
     device = default_device()
     module = build(recipe.model, loaded.facts["vocabulary"], seed=0, device=device)
-    module.load_state_dict(loaded.weights)
+    try:
+        module.load_state_dict(loaded.weights)
+        lengths = recipe.stages[stage_folder.name].sequence_length
+        same_tokenizer = loaded.facts["tokenizer"] == tokenizer.fingerprint
+    except (RuntimeError, KeyError):
+        same_tokenizer = False
+    if not same_tokenizer:
+        raise InputError(f"{found}: is not of this run's recipe and tokenizer, but of what was set aside")
     module.eval()
-    lengths = recipe.stages[stage_folder.name].sequence_length
     assert lengths is not None
     return OpenRun(
         folder=folder.path,

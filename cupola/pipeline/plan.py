@@ -5,7 +5,7 @@ checkpoint; a stage whose key has changed is set aside (renamed, never deleted) 
 those after it, since a key contains its parent's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,23 +54,50 @@ def stage_names_until(recipe: Recipe, until: str | None) -> list[str]:
 def plan_stages(
     recipe: Recipe, prepared: Prepared, precision: str, folder: RunFolder, names: list[str], display: Display
 ) -> list[PlannedStage]:
-    """Compare the recipe with what the run's folder holds; sets aside what no longer belongs."""
+    """Compare the recipe with what the run's folder holds.
+
+    What no longer belongs to the recipe is set aside, also of stages that are not asked for now: whatever
+    stands in `stages/` goes with the run's recipe and tokenizer.
+
+    Args:
+        names: the stages to run, the first ones of the recipe.
+    """
     planned: list[PlannedStage] = []
     parent_key, parent = "", None
-    for number, name in enumerate(names, start=1):
-        stage = recipe.stages[name]
+    for number, (name, stage) in enumerate(recipe.stages.items(), start=1):
         key = _key(recipe, name, stage, prepared, precision, parent_key)
         stage_folder = folder.stage(number, name)
         action = _action(stage_folder, key, display)
         if action == "begin" and stage_folder.facts():
-            aside = stage_folder.set_aside()
-            display.warn(
-                f"{name}: its settings, data or parent changed; the old stage is kept as {aside.name}"
-            )
-            folder.ledger.append("stage_set_aside", stage=name, folder=aside.name)
+            _set_aside(folder, stage_folder, "its settings, data or parent changed", display)
         planned.append(PlannedStage(number, name, stage, key, stage_folder, parent, action))
         parent_key, parent = key, stage_folder
-    return planned
+    belonging = {stage.folder.path for stage in planned}
+    for stranger in folder.stages():
+        if stranger.path not in belonging:
+            _set_aside(folder, stranger, "the recipe has no such stage there", display)
+    return _with_sound_parents(planned[: len(names)], display)
+
+
+def _set_aside(folder: RunFolder, stage: StageFolder, why: str, display: Display) -> None:
+    aside = stage.set_aside()
+    display.warn(f"{stage.name}: {why}; the old stage is kept as {aside.name}")
+    folder.ledger.append("stage_set_aside", stage=stage.name, folder=aside.name, why=why)
+
+
+def _with_sound_parents(planned: list[PlannedStage], display: Display) -> list[PlannedStage]:
+    """A finished stage from which the next one begins is verified in full; if it is damaged, it is done
+    again from what is left of it."""
+    sound = list(planned)
+    for index, child in enumerate(planned[1:]):
+        parent = planned[index]
+        if parent.action == "unchanged" and child.action == "begin":
+            try:
+                storage.verify(final_checkpoint(parent.folder))
+            except CupolaError as error:
+                display.warn(f"{parent.name}: its checkpoint is damaged ({error}); it is trained again")
+                sound[index] = replace(parent, action="resume")
+    return sound
 
 
 def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision: str, parent: str) -> str:

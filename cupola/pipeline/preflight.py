@@ -145,22 +145,18 @@ def _first_microbatches(
 ) -> dict[int, Microbatch]:
     """One microbatch of each row length that the stage uses, as large as training makes them."""
     found: dict[int, Microbatch] = {}
-    assert stage.sequence_length is not None
-    for start, _ in stage.sequence_length.starts(clock.total):
-        position = -(-start // clock.window) * clock.window
-        if position >= clock.end:
-            continue
+    for position, boundary in clock.steps():
         length = clock.sequence_length(position)
+        if length in found:
+            continue
         if order is None or prepared is None:
-            rows = max(
-                1, min(clock.next_boundary(position) - position, decisions.microbatch_tokens) // length
-            )
+            rows = max(1, min(boundary - position, decisions.microbatch_tokens) // length)
             generator = torch.Generator().manual_seed(position)
             tokens = torch.randint(decisions.vocabulary, (rows, length + 1), generator=generator)
             found[length] = Microbatch.of_rows(tokens)
             continue
         reader = Reader(order, prepared.train_stores(stage), decisions.microbatch_tokens, rank=0, ranks=1)
-        found[length] = reader.batch(position, clock.next_boundary(position)).microbatches[0]
+        found[length] = reader.batch(position, boundary).microbatches[0]
     return found
 
 

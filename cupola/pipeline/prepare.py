@@ -8,6 +8,7 @@ from typing import Any
 
 from cupola.corpus import documents, gather
 from cupola.corpus.encoding import encode_source
+from cupola.corpus.separating import separate
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.corpus.tokenizer_training import train_for
 from cupola.data.store import TokenStore
@@ -57,7 +58,7 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
     mixture = recipe.tokenizer_mixture()
     wanted = [*sources, *(name for name in mixture if name not in sources)]
     gathered = {name: gather(name, recipe.corpora[name], display) for name in wanted}
-    texts = {name: item.path for name, item in gathered.items()}
+    texts = separate({name: item.path for name, item in gathered.items()}, display)
     tokenizer = train_for(recipe.tokenizer, texts, mixture, display)
     _check_vocabulary(recipe, tokenizer)
     stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources}

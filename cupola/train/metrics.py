@@ -99,9 +99,11 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Write out and close both."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk has been reported by what was written
+            self._file.close()
         if self._curves is not None:
-            self._curves.close()
+            with contextlib.suppress(OSError):
+                self._curves.close()
 
 
 def final_loss(rows: list[Record]) -> float | None:
