@@ -7,6 +7,7 @@ waited for only in `sync`, which the loop calls before it saves a checkpoint, so
 newer than its metrics. TensorBoard is imported when the first row is written, not before.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
