@@ -12,7 +12,7 @@ from cupola.display import ConsoleDisplay, Display
 
 @click.command(
     epilog=examples(
-        'cupola generate runs/quickstart --prompt "The "',
+        'cupola generate runs/quickstart --prompt "The people"',
         'cupola generate quickstart --prompt "We must " --max-tokens 300 --temperature 0.7 --seed 4',
         'cupola generate quickstart --prompt "In the " --prompt "To install " --json',
         "head -c 500 notes.txt | cupola generate quickstart --prompt -",

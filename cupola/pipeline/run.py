@@ -199,6 +199,6 @@ def _say_what_next(folder: RunFolder, report: RunReport, seconds: float, display
     else:
         display.say(f"done in {duration(seconds)}: {folder.path / 'report.html'}")
     display.say("next:")
-    display.say(f'  cupola generate {folder.path} --prompt "The "       let it speak')
-    display.say(f"  cupola eval {folder.path} --text FILE          bits per byte of your own text")
-    display.say(f"  tensorboard --logdir {folder.tensorboard}   every curve")
+    display.say(f'  cupola generate {folder.path} --prompt "The people"   let it speak')
+    display.say(f"  cupola eval {folder.path} --text FILE             bits per byte of your own text")
+    display.say(f"  tensorboard --logdir {folder.tensorboard}      every curve")

@@ -287,7 +287,7 @@ class Evaluate(Strict):
     """Interval, on each stage's clock; the end of a stage is always evaluated, in full."""
     tokens: int = Field(default=16_384, ge=1)
     """Held-out tokens of each source in the course of training."""
-    prompts: list[str] = ["The ", "In order to ", "We must "]
+    prompts: list[str] = ["The people", "In order to", "We must"]
     """Beginnings that the model continues."""
     sample_tokens: int = Field(default=48, ge=1)
     """Length of a sample."""
