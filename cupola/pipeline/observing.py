@@ -14,7 +14,7 @@ from cupola.generate import continue_texts
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision
 from cupola.pipeline.folder import StageFolder
-from cupola.pipeline.prepare import Prepared
+from cupola.pipeline.prepare import Prepared, heldout_texts
 from cupola.recipe.schema import Evaluate
 
 TEMPERATURE = 0.8  # of samples
@@ -61,7 +61,7 @@ class Observer:
         return result
 
     def _heldout(self) -> dict[str, Iterable[str]]:
-        return {source: self.prepared.heldout_texts(source) for source in self.prepared.stores}
+        return {source: heldout_texts(self.prepared.gathered[source]) for source in self.prepared.stores}
 
     def _evaluate(
         self, step: int, tokens: int, texts: Mapping[str, Iterable[str]], whole: bool

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cupola import storage
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.names import step_of
 from cupola.corpus.tokenizer import Tokenizer
@@ -15,8 +16,9 @@ from cupola.errors import CupolaError, InputError
 from cupola.models import build
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision, default_device
+from cupola.paths import cache_root
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run
-from cupola.pipeline.prepare import prepare
+from cupola.pipeline.prepare import heldout_texts, prepare
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
 
@@ -42,11 +44,24 @@ class OpenRun:
     device: torch.device
 
     def heldout_texts(self, display: Display) -> dict[str, Iterator[str]]:
-        """The held-out documents of each source of the recipe, from the cache (made again if it is empty)."""
-        prepared = prepare(self.recipe, display)
-        if prepared.tokenizer.fingerprint != self.tokenizer.fingerprint:
-            display.warn("the corpora have changed since this run: its held-out text is not what it was")
-        return {name: prepared.heldout_texts(name) for name in self.recipe.sources()}
+        """The held-out documents of each source: those that the run held out, as long as the cache has them;
+        otherwise the corpora are gathered again, and it is said if they have changed."""
+        recorded = RunFolder(self.folder).facts()["heldout"]
+        folders = {name: cache_root() / facts["folder"] for name, facts in recorded.items()}
+        try:
+            for path in folders.values():
+                storage.verify(path)
+        except CupolaError:
+            display.say("the cache no longer has this run's held-out text; gathering it again")
+            prepared = prepare(self.recipe, display)
+            folders = {name: prepared.gathered[name] for name in recorded}
+            now = prepared.heldout_facts()
+            if changed := [name for name in recorded if now[name]["sha256"] != recorded[name]["sha256"]]:
+                display.warn(
+                    f"the corpora {', '.join(changed)} have changed since this run: what is held out now is"
+                    " not what it was, and the model may have been trained on it"
+                )
+        return {name: heldout_texts(path) for name, path in folders.items()}
 
 
 def open_run(path: str | Path, display: Display, stage: str | None = None) -> OpenRun:

@@ -14,7 +14,9 @@ from cupola.corpus.tokenizer_training import train_for
 from cupola.data.store import TokenStore
 from cupola.display import Display, count
 from cupola.errors import InputError
+from cupola.paths import cache_root
 from cupola.recipe.schema import Recipe, Stage
+from cupola.storage import read_manifest
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,20 @@ class Prepared:
         """The stores that a stage reads, by source."""
         return {source: TokenStore(self.stores[source] / "train") for source in stage.sources()}
 
-    def heldout_texts(self, source: str) -> Iterator[str]:
-        """The held-out documents of a source."""
-        return (document.text for document in documents(self.gathered[source], "heldout"))
+    def heldout_facts(self) -> dict[str, dict[str, str]]:
+        """Of each source that is evaluated: its folder in the cache, and the SHA-256 of its held-out text."""
+        return {
+            name: {
+                "folder": str(self.gathered[name].relative_to(cache_root())),
+                "sha256": read_manifest(self.gathered[name])["files"]["heldout.parquet"]["sha256"],
+            }
+            for name in self.stores
+        }
+
+
+def heldout_texts(gathered: Path) -> Iterator[str]:
+    """The held-out documents of a gathered source."""
+    return (document.text for document in documents(gathered, "heldout"))
 
 
 def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:

@@ -24,7 +24,7 @@ from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
 from cupola.pipeline.preflight import preflight
-from cupola.pipeline.prepare import Prepared, prepare
+from cupola.pipeline.prepare import Prepared, heldout_texts, prepare
 from cupola.pipeline.stage import StageRun
 from cupola.recipe.schema import Recipe
 from cupola.report import write_report
@@ -157,9 +157,9 @@ def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
 
 def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> None:
     """What the report sets beside the figures: the model's size, and the held-out text through `xz -9`."""
-    heldout = storage.digest({name: path.name for name, path in prepared.gathered.items()})
+    heldout = prepared.heldout_facts()
     if folder.facts().get("heldout") != heldout:
-        xz = {name: xz_bits(prepared.heldout_texts(name)) for name in prepared.stores}
+        xz = {name: xz_bits(heldout_texts(prepared.gathered[name])) for name in prepared.stores}
         folder.record(
             heldout=heldout, xz_bits_per_byte={name: bits.bits_per_byte for name, bits in xz.items()}
         )

@@ -83,8 +83,11 @@ class StageRun:
         """
         self.files.sweep()
         start = self._start()
-        for path in (self.files.metrics, self.files.evaluations, self.files.samples):
-            cut_back(path, start.step)
+        cut_back(self.files.metrics, start.step)
+        # At the end of a stage saving comes first, so what was looked at after it is looked at again.
+        seen = start.step - 1 if start.position >= self.clock.end else start.step
+        for path in (self.files.evaluations, self.files.samples):
+            cut_back(path, seen)
         self._choose_compile(run_seconds)
         event = "stage_resumed" if start.step else "stage_begun"
         self.files.record(name=self.planned.name, key=self.planned.key, status="running")
@@ -134,11 +137,10 @@ class StageRun:
         compiled = self.files.facts().get("compiled")
         if self.recipe.compile == "auto" and compiled is None and run_seconds is not None:
             reader = Reader(self.order, self.stores, self.decisions.microbatch_tokens, rank=0, ranks=1)
-            last = list(self.clock.steps(max(0, self.clock.end - self.clock.window)))[-1]
-            choice = decide_compile(
-                self.engine, self.objective, reader.batch(*last).microbatches[0], run_seconds
-            )
-            self.display.say(f"torch.compile {'on' if choice.on else 'off'}: {choice.reason}")
+            last = reader.batch(self.clock.boundary(self.clock.step_count - 1), self.clock.end)
+            choice = decide_compile(self.engine, self.objective, last.microbatches[0], run_seconds)
+            if choice.on or choice.cost is not None:
+                self.display.say(f"torch.compile {'on' if choice.on else 'off'}: {choice.reason}")
             compiled = choice.on
         elif self.recipe.compile == "on" or (self.recipe.compile == "auto" and compiled):
             self.engine.compile()

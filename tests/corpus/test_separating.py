@@ -11,7 +11,6 @@ from cupola.corpus.separating import separate
 from cupola.corpus.splitting import sections
 from cupola.display import Display
 
-
 pytestmark = pytest.mark.usefixtures("cache")
 
 

@@ -7,9 +7,11 @@ import pytest
 from cupola.display import Display
 from cupola.errors import InputError
 from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.observing import Observer
 from cupola.pipeline.opening import open_run
 from cupola.pipeline.run import run
 from cupola.recipe.loading import load
+from tests.displays import Heard
 
 SMALL = ["stages.pretrain.tokens=2000", "stages.midtrain.tokens=2000", "evaluate.every=100%"]
 
@@ -80,4 +82,61 @@ def test_nothing_held_out_is_null_in_every_record(tiny_recipe, tmp_path):
 def test_a_row_that_shrinks_in_the_last_window_is_checked(tiny_recipe, tmp_path):
     lengths = ["stages.pretrain.sequence_length={0%: 64, 90%: 32}", "stages.pretrain.tokens=3000 tokens"]
     report = run(load(tiny_recipe, [*SMALL, *lengths]), tmp_path / "shrinks", "pretrain", Display())
+    assert report.error is None
+
+
+def test_eval_reads_what_the_run_held_out_even_when_the_files_have_changed(tiny_recipe, done, tmp_path):
+    opened = open_run(done, Display())
+    before = {name: list(texts) for name, texts in opened.heldout_texts(Display()).items()}
+    other = tmp_path / "others"
+    other.mkdir()
+    for number in range(30):
+        (other / f"{number}.txt").write_text(f"Text number {number} is new and has never been seen. " * 40)
+    recipe = (done / "recipe.yaml").read_text()
+    old = next(line for line in recipe.splitlines() if line.strip().startswith("files:"))
+    (done / "recipe.yaml").write_text(recipe.replace(old, f"    files: {other}", 1))
+    opened = open_run(done, Display())
+    assert {name: list(texts) for name, texts in opened.heldout_texts(Display()).items()} == before
+
+    facts = RunFolder(done).facts()
+    changed = next(iter(facts["heldout"]))
+    facts["heldout"][changed]["folder"] = "text/gone"
+    RunFolder(done).record(heldout=facts["heldout"])
+    heard = Heard()
+    open_run(done, heard).heldout_texts(heard)
+    assert any("gathering it again" in text for text in heard.said)
+    assert any("have changed" in text for text in heard.warnings)
+
+
+def test_interrupted_in_the_last_evaluation_is_evaluated_once_in_the_records(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    look = Observer.finish
+
+    def dies(self, *arguments):
+        look(self, *arguments)
+        raise RuntimeError("killed after the record was written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Observer, "finish", dies)
+        with pytest.raises(RuntimeError):
+            run(load(tiny_recipe, SMALL), folder, "pretrain", Display(), check_first=False)
+    run(load(tiny_recipe, SMALL), folder, "pretrain", Display(), check_first=False)
+    for name in ("evaluations.jsonl", "samples.jsonl"):
+        lines = (folder / "stages" / "01-pretrain" / name).read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        assert len(steps) == len(set(steps)) == 1
+
+
+def test_rows_that_shrink_at_the_end_can_be_trained(tiny_recipe, tmp_path):
+    settings = [
+        *SMALL,
+        "compile=auto",
+        "stages.pretrain.sequence_length={0%: 128, 95%: 64}",
+        "stages.pretrain.batch_tokens=8192",
+        "stages.pretrain.tokens=20032 tokens",
+        "scale.microbatch_tokens=1024",
+    ]
+    report = run(load(tiny_recipe, settings), tmp_path / "run", "pretrain", Display())
     assert report.error is None
