@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -95,6 +97,13 @@ class _BarTask(Task):
         self.bars.update(self.key, note=text)
 
 
+class _NoteColumn(ProgressColumn):
+    """The note; on a narrow terminal it is the only column that gives way, so the time left stays."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text(str(task.fields["note"]), no_wrap=True, overflow="ellipsis")
+
+
 class _LineTask(Task):
     """Prints how far the work is every `SECONDS_BETWEEN_LINES`."""
 
@@ -168,13 +177,12 @@ class ConsoleDisplay(Display):
             yield self._bars
             return
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+            TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("left", table_column=Column(no_wrap=True)),
+            _NoteColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as bars:
             self._bars = bars

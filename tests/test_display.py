@@ -1,6 +1,8 @@
 """Numbers for people, and what the console prints where it is no terminal."""
 
 import io
+import re
+import time
 
 import pytest
 from rich.console import Console
@@ -52,3 +54,16 @@ def test_a_log_has_a_line_for_what_begins_and_ends_and_for_what_is_said():
     assert first == "encode a ..."
     assert warning == "warning: one file was dropped"
     assert last.startswith("encode a: 0.")
+
+
+def test_the_time_left_stays_on_a_narrow_terminal():
+    output = io.StringIO()
+    display = ConsoleDisplay(Console(file=output, force_terminal=True, width=70, color_system=None))
+    with display.task("pretrain", total=100, unit="tokens") as task:
+        task.note("loss 4.123  8.31k tokens/s  52% of peak  lr 0.002  and much more that does not fit")
+        for done in range(1, 40):
+            task.at(done)
+            time.sleep(0.02)
+    shown = output.getvalue()
+    assert re.search(r"\d:\d\d:\d\d left loss", shown.replace("\x1b[2K", ""))
+    assert "…" in shown
