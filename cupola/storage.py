@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -109,8 +110,11 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
 
 def sweep(target: Path) -> None:
     """Remove what killed writers of `target` left behind."""
-    for leftover in target.parent.glob(f"{ASIDE}{target.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    # In full, since a name may begin with another: `git` must not sweep what is written for `git-doc`.
+    name = re.compile(re.escape(f"{ASIDE}{target.name}-") + r"([a-z0-9_]{8}|old)")
+    for leftover in target.parent.glob(f"{ASIDE}*"):
+        if name.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _cuts(entry: Entry) -> Iterator[Portion]:
             if cut < len(mark) and not at_end:
                 cut = data.rfind(b"\n") + 1 or len(data)
                 if by_line and cut == len(data):
-                    raise UnreadableFile("too large", f"it has a line of over {CUT_BYTES // 10**6} MB")
+                    where = "it has" if number == 1 else f"what follows line {number - 1}, since there is"
+                    raise UnreadableFile("too large", f"{where} a line of over {CUT_BYTES // 10**6} MB")
             piece, rest = data[:cut], data[cut:]
             cost = min(entry.size - told, len(piece))
             told += cost

@@ -10,15 +10,18 @@ text of another. Found once for a set of sources and kept in the cache.
 Costs: one pass over the training text, and 100 bytes of memory for each held-out document.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from cupola import storage
 from cupola.corpus.built import build_once
 from cupola.corpus.documents import Document, DocumentWriter, documents, totals
-from cupola.corpus.splitting import sections, text_hash
+from cupola.corpus.splitting import LONG_DOCUMENT, SECTION, cut_at_breaks, text_hash
 from cupola.display import Display
+from cupola.errors import InputError
 from cupola.paths import cache_root
 
 VERSION = 1
@@ -53,23 +56,48 @@ def _build(gathered: Mapping[str, Path], target: Path, display: Display) -> None
         storage.new_folder(target, {"dropped": dropped}) as aside,
     ):
         for name, path in gathered.items():
-            dropped[name] = 0
+            left = dropped[name] = 0
             for document in documents(path, "train"):
-                dropped[name] += _without(document, heldout) != document
+                kept = _without(document, heldout)
+                dropped[name] += kept != [document]
+                left += len(kept)
                 task.advance(len(document.text.encode("utf-8")))
+            if dropped[name] and not left:
+                raise InputError(
+                    f"corpora.{name}: all of its training text is held out by another source; leave it out,"
+                    " or lower the share that the other one holds out"
+                )
             if dropped[name]:
                 _write(path, aside / name, heldout)
 
 
-def _without(document: Document, heldout: set[int]) -> Document | None:
-    """The document without what is held out; None if nothing is left."""
+def _without(document: Document, heldout: set[int]) -> list[Document]:
+    """The document, or what stands before, between and behind its parts that are held out."""
     if text_hash(document.text) in heldout:
-        return None
-    parts = sections(document.text)
-    kept = [part.text for part in parts if part.hash not in heldout]
-    if len(kept) == len(parts):
-        return document
-    return Document("".join(kept), document.id, document.source, document.licence) if kept else None
+        return []
+    for parts in _cuts(document):
+        out = [text_hash(part) in heldout for part in parts]
+        if any(out):
+            runs = ("".join(parts[i] for i in run) for run in _stretches(out))
+            return [replace(document, text=text, id=f"{document.id}/{n}") for n, text in enumerate(runs)]
+    return [document]
+
+
+def _cuts(document: Document) -> Iterator[list[str]]:
+    """The document as it may have been cut where it is held out in part: to its end, or, if it is itself the
+    beginning of a longer one, as if more text followed."""
+    text = document.text
+    if len(text) > LONG_DOCUMENT or "#" in document.id:
+        yield list(cut_at_breaks(text, SECTION))
+        longer = f"{text}\n\n" + "x" * 2 * SECTION
+        yield [part for part in cut_at_breaks(longer, SECTION) if not part.startswith("xx")]
+
+
+def _stretches(out: list[bool]) -> Iterator[list[int]]:
+    """The indices between those that are out."""
+    for is_out, run in groupby(range(len(out)), key=out.__getitem__):
+        if not is_out:
+            yield list(run)
 
 
 def _write(gathered: Path, folder: Path, heldout: set[int]) -> None:
@@ -78,8 +106,7 @@ def _write(gathered: Path, folder: Path, heldout: set[int]) -> None:
     with storage.new_folder(folder, facts) as aside:
         with DocumentWriter(aside / "train.parquet") as writer:
             for document in documents(gathered, "train"):
-                kept = _without(document, heldout)
-                if kept is not None:
+                for kept in _without(document, heldout):
                     writer.write(kept)
         facts["documents"] = {**facts["documents"], "train": writer.documents}
         facts["bytes"] = {**facts["bytes"], "train": writer.bytes}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cupola import storage
+from cupola.checkpoint.names import checkpoints
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.pipeline.folder import RunFolder, StageFolder
@@ -91,7 +92,8 @@ def _with_sound_parents(planned: list[PlannedStage], display: Display) -> list[P
     sound = list(planned)
     for index, child in enumerate(planned[1:]):
         parent = planned[index]
-        if parent.action == "unchanged" and child.action == "begin":
+        begins = child.action != "unchanged" and not checkpoints(child.folder.checkpoints)
+        if parent.action == "unchanged" and begins:
             try:
                 storage.verify(final_checkpoint(parent.folder))
             except CupolaError as error:

@@ -132,8 +132,9 @@ def _stage_report(
     facts = stage.folder.facts()
     saved = checkpoints(stage.folder.checkpoints)
     if "steps" not in facts and saved:  # not finished: where it can go on from
-        manifest = storage.read_manifest(saved[-1])
-        facts = {"tokens": manifest["tokens"], "steps": manifest["step"], "seconds": manifest["seconds"]}
+        with contextlib.suppress(CupolaError):  # a damaged one must not hide why the stage ended
+            manifest = storage.read_manifest(saved[-1])
+            facts = {"tokens": manifest["tokens"], "steps": manifest["step"], "seconds": manifest["seconds"]}
     return StageReport(
         stage.name,
         status,

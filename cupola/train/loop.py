@@ -113,7 +113,7 @@ def train_stage(setup: StageSetup, display: Display) -> StageResult:
     """
     progress = Progress(**vars(setup.start))
     keep_freed_memory()
-    with StopRequest() as stop:
+    with StopRequest(display) as stop:
         try:
             writer = MetricsWriter(setup.metrics, setup.tensorboard, setup.name, progress.global_step)
             try:

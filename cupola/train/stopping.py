@@ -5,6 +5,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from cupola.display import Display
+
 
 class StopRequest:
     """While it is entered, the first signal sets `asked`; the second raises KeyboardInterrupt.
@@ -12,8 +14,9 @@ class StopRequest:
     Signals belong to the main thread: elsewhere it does nothing, and `asked` stays False.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, display: Display) -> None:
         self.asked = False
+        self._display = display
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -32,3 +35,6 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        # In a thread, since the signal may have come in the middle of a write to the same terminal.
+        text = "stopping after what is under way; once more to stop at once"
+        threading.Thread(target=self._display.say, args=(text,), daemon=True).start()

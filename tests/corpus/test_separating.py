@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from cupola import storage
-from cupola.corpus import documents
+from cupola.corpus import documents, gather
 from cupola.corpus.documents import Document, DocumentWriter, totals
 from cupola.corpus.separating import separate
 from cupola.corpus.splitting import sections
 from cupola.display import Display
+from cupola.errors import InputError
+from cupola.recipe.schema import Corpus
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -66,5 +68,30 @@ def test_a_section_of_a_long_document_is_taken_out_alone(tmp_path):
     assert len(parts) > 3
     a = source(tmp_path / "a", [book], ["something else"])
     b = source(tmp_path / "b", ["other"], [parts[1].text])
-    [left] = texts(separate({"a": a, "b": b}, Display())["a"], "train")
-    assert left == "".join(part.text for number, part in enumerate(parts) if number != 1)
+    left = texts(separate({"a": a, "b": b}, Display())["a"], "train")
+    assert left == [parts[0].text, "".join(part.text for part in parts[2:])]
+
+
+def test_other_shares_of_the_same_books_leave_nothing_held_out_in_training_text(tmp_path):
+    """Two sources of the same long files: whatever either holds out, no trained text holds its words."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for book in range(12):
+        paragraphs = [f"Book {book}, paragraph {n}: " + f"words {n * book} and {n} " * 30 for n in range(450)]
+        (folder / f"{book}.txt").write_text("\n\n".join(paragraphs)[: 220_000 + 3_000 * book])
+    shares = {"a": 0.3, "b": 0.1}
+    gathered = {n: gather(n, Corpus(files=str(folder), heldout=s), Display()).path for n, s in shares.items()}
+    separated = separate(gathered, Display())
+    assert separated != gathered
+    trained = "\n".join(" ".join(t.split()) for path in separated.values() for t in texts(path, "train"))
+    heldout = [" ".join(t.split()) for path in gathered.values() for t in texts(path, "heldout")]
+    assert len(heldout) > 5
+    for text in heldout:
+        assert text not in trained
+
+
+def test_a_source_of_which_nothing_is_left_is_refused(tmp_path):
+    a = source(tmp_path / "a", ["something"], ["common"])
+    b = source(tmp_path / "b", ["common"], ["other"])
+    with pytest.raises(InputError, match=r"corpora\.b"):
+        separate({"a": a, "b": b}, Display())
