@@ -94,6 +94,7 @@ class Observer:
             self.prepared.tokenizer,
             self.settings.prompts,
             self.settings.sample_tokens,
+            self.precision,
             temperature=TEMPERATURE,
             seed=self.seed,
         )
