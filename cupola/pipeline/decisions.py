@@ -66,7 +66,7 @@ def decide(recipe: Recipe, vocabulary: int, recorded: dict[str, Any] | None, dis
     return Decisions(
         precision=precision,
         microbatch_tokens=microbatch,
-        threads=threads,
+        threads=recorded.get("threads", threads),  # those that it began with
         device=str(device),
         vocabulary=vocabulary,
         # A busy neighbour makes it look slower than it is: the best that this run has seen counts.
