@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,3 +225,13 @@ def test_an_empty_corpus_and_one_smaller_than_a_row_are_refused(finished, cache,
         == 2
     )
     assert "reference" in capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_manifest_is_torn_is_listed_as_damaged(finished, tmp_path, capsys):
+    _, folder, _, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy, symlinks=True)
+    manifest = next((copy / "stages" / "02-midtrain" / "checkpoints").glob("step-*/manifest.json"))
+    manifest.write_text(manifest.read_text()[:40])
+    assert main(["checkpoint", "list", str(copy)]) == 0
+    assert "DAMAGED" in capsys.readouterr().out

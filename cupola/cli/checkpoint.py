@@ -54,7 +54,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
     click.echo(f"{'stage':<12} {'step':>7} {'global':>7} {'tokens':>8}  {'state':<8} path")
     for row in rows:
         state = "whole" if row["verified"] else "DAMAGED"
-        click.echo(
-            f"{row['stage']:<12} {row['step']:>7} {row['global_step']:>7} {count(row['tokens'] or 0):>8}"
-            f"  {state:<8} {row['path']}"
-        )
+        step = f"{row['step']:>7} {_or_dash(row['global_step']):>7} {count(row['tokens'] or 0):>8}"
+        click.echo(f"{row['stage']:<12} {step}  {state:<8} {row['path']}")
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
