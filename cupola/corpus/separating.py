@@ -6,7 +6,8 @@ be held out in one and in the training text of the other. Here such documents (o
 taken out of the training text, counted and said.
 
 Guarantees: no document or section whose words are held out by any of the sources is left in the training
-text of another. Found once for a set of sources and kept in the cache.
+text of another that has the same document, or a beginning of it; nothing is added to any text. Found once
+for a set of sources and kept in the cache.
 Costs: one pass over the training text, and 100 bytes of memory for each held-out document.
 """
 
@@ -19,12 +20,12 @@ from pathlib import Path
 from cupola import storage
 from cupola.corpus.built import build_once
 from cupola.corpus.documents import Document, DocumentWriter, documents, totals
-from cupola.corpus.splitting import LONG_DOCUMENT, SECTION, cut_at_breaks, text_hash
+from cupola.corpus.splitting import SECTION, cut_at_breaks, text_hash
 from cupola.display import Display
 from cupola.errors import InputError
 from cupola.paths import cache_root
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same sources would be separated otherwise."""
 
 
@@ -85,12 +86,16 @@ def _without(document: Document, heldout: set[int]) -> list[Document]:
 
 def _cuts(document: Document) -> Iterator[list[str]]:
     """The document as it may have been cut where it is held out in part: to its end, or, if it is itself the
-    beginning of a longer one, as if more text followed."""
+    beginning of a longer one, as if more text followed. Either way the parts join to the document."""
     text = document.text
-    if len(text) > LONG_DOCUMENT or "#" in document.id:
+    if len(text) > SECTION // 2:  # no part of a longer document is shorter, save its last
         yield list(cut_at_breaks(text, SECTION))
-        longer = f"{text}\n\n" + "x" * 2 * SECTION
-        yield [part for part in cut_at_breaks(longer, SECTION) if not part.startswith("xx")]
+        parts, left = [], len(text)
+        for part in cut_at_breaks(f"{text}\n\n" + "x" * 2 * SECTION, SECTION):
+            if left > 0:
+                parts.append(part[:left])
+            left -= len(part)
+        yield parts
 
 
 def _stretches(out: list[bool]) -> Iterator[list[int]]:

@@ -95,3 +95,32 @@ def test_a_source_of_which_nothing_is_left_is_refused(tmp_path):
     b = source(tmp_path / "b", ["common"], ["other"])
     with pytest.raises(InputError, match=r"corpora\.b"):
         separate({"a": a, "b": b}, Display())
+
+
+@pytest.mark.parametrize("whole_sections", [2, 4])
+@pytest.mark.parametrize("extra", [0, 30_000, 55_000, 60_000, 70_000])
+def test_a_copy_of_a_books_beginning_loses_what_is_held_out_and_gains_nothing(
+    tmp_path, whole_sections, extra
+):
+    paragraphs = [f"Paragraph {n}. " + f"words {n * n} and {n} " * 20 for n in range(1200)]
+    book = "\n\n".join(paragraphs)
+    parts = [part.text for part in sections(book)]
+    beginning = book[: len("".join(parts[:whole_sections])) + extra]
+    beginning = beginning[: beginning.rfind("\n\n")]
+    a = source(tmp_path / "a", [beginning, "xx begins this one"], ["something else"])
+    b = source(tmp_path / "b", ["other"], [parts[1], parts[whole_sections]])
+    left = texts(separate({"a": a, "b": b}, Display())["a"], "train")
+    kept = [line for text in left for line in text.split("\n\n") if line.strip()]
+    held = {line.strip() for line in parts[1].split("\n\n")}
+    assert not held & {line.strip() for line in kept}
+    assert {line.strip() for line in kept} <= {*map(str.strip, paragraphs), "xx begins this one"}
+    assert "xx begins this one" in kept
+
+
+def test_a_part_that_begins_like_the_filler_is_kept(tmp_path):
+    book = "\n\n".join("xx" + f" paragraph {n} of many words " * 60 for n in range(300))
+    parts = [part.text for part in sections(book)]
+    a = source(tmp_path / "a", [book], ["something else"])
+    b = source(tmp_path / "b", ["other"], [parts[2]])
+    left = texts(separate({"a": a, "b": b}, Display())["a"], "train")
+    assert "".join(left) == "".join(parts[:2] + parts[3:])
