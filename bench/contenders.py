@@ -8,6 +8,7 @@ takes it. A contender whose package is not installed raises ImportError; the cal
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,20 +78,31 @@ class PlainLoop:
 
 def cupola(settings: Settings) -> Contender:
     """A Llama-shaped model, trained by the parts that a stage of `cupola run` uses."""
+    from cupola.recipe.model import Model
+
+    shape = settings.shape
+    model = Model(
+        layers=shape.layers, width=shape.width, heads=shape.heads, feedforward=shape.gated_feedforward
+    )
+    return train_ours(settings, model)
+
+
+def train_ours(settings: Settings, model: Any) -> Contender:
+    """A model of Cupola, trained by the parts that a stage of `cupola run` uses.
+
+    Args:
+        model: a recipe's `model:` block.
+    """
     from cupola import objectives, optim
     from cupola.data.batch import Batch, Microbatch
     from cupola.models import build
     from cupola.parallel.engine import LocalEngine
-    from cupola.recipe.schema import LearningRate, Model, Optimizer, Stage
+    from cupola.recipe.schema import LearningRate, Optimizer, Stage
     from cupola.train.memory import keep_freed_memory
     from cupola.train.step import train_step
 
-    shape = settings.shape
     keep_freed_memory()
-    model = Model(
-        layers=shape.layers, width=shape.width, heads=shape.heads, feedforward=shape.gated_feedforward
-    )
-    module = build(model, shape.vocabulary, seed=0, device=settings.device)
+    module = build(model, settings.shape.vocabulary, seed=0, device=settings.device)
     optimizer = optim.build(module, Optimizer(betas=BETAS, weight_decay=WEIGHT_DECAY))
     objective = objectives.build(Stage(data="random", learning_rate=LearningRate(peak=LEARNING_RATE)))
     engine = LocalEngine(module, settings.precision, settings.device)

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from bench.contenders import CONTENDERS, Settings
+from bench.families import FAMILIES
 from bench.shapes import Shape
 
 BATCHES = 8
@@ -45,7 +46,7 @@ def main() -> None:
     settings = Settings(Shape(**spec["shape"]), spec["precision"], spec["compiled"], spec["device"])
     torch.manual_seed(0)
     try:
-        contender = CONTENDERS[spec["contender"]](settings)
+        contender = {**CONTENDERS, **FAMILIES}[spec["contender"]](settings)
     except ImportError as error:
         print(json.dumps({"absent": str(error)}), file=answers)
         return

@@ -32,6 +32,7 @@ import torch
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
+from cupola.models.stack import LanguageModel
 from cupola.objectives.cross_entropy import token_losses
 from cupola.parallel.device import Precision, autocast
 
@@ -228,6 +229,6 @@ def _batch_nats(module: torch.nn.Module, batch: list[Window], device: torch.devi
         ]
     wanted = torch.from_numpy(targets).to(device)
     scored = wanted >= 0
-    hidden = module(torch.from_numpy(inputs).to(device))
+    hidden = cast(LanguageModel, module).hidden(torch.from_numpy(inputs).to(device))
     head = cast(torch.Tensor, module.head_weight)
     return float(token_losses(hidden[scored], head, wanted[scored]).double().sum())

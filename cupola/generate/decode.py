@@ -130,7 +130,7 @@ class _Batch:
 
     def logits(self) -> Tensor:
         """Of the token after the last one of each row: (rows, vocabulary)."""
-        hidden = self.module(self.input, cache=self.cache)
+        hidden = self.module.hidden(self.input, cache=self.cache)
         return self.module.logits(hidden[:, -1])
 
     def places(self) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Causal attention that never crosses a document, on CPU and GPU, with grouped queries.
+"""Causal attention that never crosses a document, on CPU and GPU, with grouped queries and sliding windows.
 
 `attend` is what a layer calls; `plan` is made once for each forward pass and shared by all layers.
 
@@ -60,12 +60,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one forward pass attends: rows, length and where documents begin."""
+    """How one forward pass attends: rows, length and how far back each token sees."""
 
     batch: int
     length: int
     begins: Tensor | None
-    """(batch, length) int64: the column at which the document of each token begins."""
+    """(batch, length) int64: the first column that each token sees; None: column 0."""
     tilings: dict[int, list[Tile]] = field(default_factory=dict)
     """Tiles by size, made at the first use of that size."""
     block_mask: Any = None
@@ -95,11 +95,24 @@ def document_begins(documents: Tensor) -> Tensor:
     return torch.where(changes, columns, 0).cummax(dim=1).values
 
 
-def plan(batch: int, length: int, documents: Tensor | None, device: torch.device) -> Plan:
-    """Prepare one forward pass. `documents` is (batch, length), or None: each row is one document."""
-    if documents is None:
+def plan(
+    batch: int, length: int, documents: Tensor | None, device: torch.device, window: int | None = None
+) -> Plan:
+    """Prepare one forward pass.
+
+    Args:
+        documents: (batch, length), or None: each row is one document.
+        window: tokens that a token sees, its own included; None: all of its document.
+    """
+    if window is not None and window >= length:
+        window = None
+    if documents is None and window is None:
         return Plan(batch, length, None)
-    begins = document_begins(documents)
+    begins = torch.zeros(batch, length, dtype=torch.int64, device=device)
+    if documents is not None:
+        begins = document_begins(documents)
+    if window is not None:
+        begins = torch.maximum(begins, torch.arange(length, device=device) - window + 1)
     if device.type == "cuda":
         return Plan(batch, length, begins, block_mask=_flex_mask(begins))
     if not bool(begins.any()):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cupola.errors import InputError
 from cupola.models import table
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
 
@@ -59,10 +59,10 @@ def model_type(model: Model) -> str:
         wanted |= {"attention_bias": True, "output_bias": True, "feedforward_bias": True}
         if model.activation == "swiglu":
             wanted["activation"] = "gelu_tanh"
-        if model.sizes().key_value_heads != model.heads:
-            wanted["key_value_heads"] = model.heads
-        if model.sizes().head_width * model.heads != model.width:
-            wanted["head_width"] = model.width // model.heads
+        if model.sizes().key_value_heads != model.sizes().heads:
+            wanted["key_value_heads"] = model.sizes().heads
+        if model.sizes().head_width * model.sizes().heads != model.width:
+            wanted["head_width"] = model.width // model.sizes().heads
     wrong = [f"{name}: {value}" for name, value in wanted.items() if getattr(model, name) != value]
     if wrong:
         raise InputError(
@@ -90,7 +90,7 @@ def configuration(model: Model, vocabulary: int) -> dict[str, Any]:
         return common | {
             "n_layer": model.layers,
             "n_embd": model.width,
-            "n_head": model.heads,
+            "n_head": model.sizes().heads,
             "n_inner": sizes.feedforward,
             "n_positions": model.max_positions,
             "activation_function": "gelu_new" if model.activation == "gelu_tanh" else "gelu",
@@ -102,7 +102,7 @@ def configuration(model: Model, vocabulary: int) -> dict[str, Any]:
     fields = common | {
         "num_hidden_layers": model.layers,
         "hidden_size": model.width,
-        "num_attention_heads": model.heads,
+        "num_attention_heads": model.sizes().heads,
         "num_key_value_heads": sizes.key_value_heads,
         "head_dim": sizes.head_width,
         "intermediate_size": sizes.feedforward,

@@ -20,40 +20,40 @@ from torch import Tensor, nn
 
 from cupola.models import table
 from cupola.models.stack import LanguageModel
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 
 HEAD_LOGITS = 0.4
 """Largest standard deviation of the first logits."""
 
 
-def _normal(tensor: Tensor, model: Model, generator: torch.Generator) -> None:
+def _normal(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
     tensor.normal_(0.0, model.init_std, generator=generator)
 
 
-def _residual(tensor: Tensor, model: Model, generator: torch.Generator) -> None:
+def _residual(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
     tensor.normal_(0.0, model.init_std / math.sqrt(2 * model.layers), generator=generator)
 
 
-def _head(tensor: Tensor, model: Model, generator: torch.Generator) -> None:
+def _head(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
     tensor.normal_(0.0, min(model.init_std, HEAD_LOGITS / math.sqrt(model.width)), generator=generator)
 
 
-def _one(tensor: Tensor, model: Model, generator: torch.Generator) -> None:
+def _one(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
     tensor.fill_(1.0)
 
 
-def _zero(tensor: Tensor, model: Model, generator: torch.Generator) -> None:
+def _zero(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
     tensor.zero_()
 
 
-DRAWS: dict[str, Callable[[Tensor, Model, torch.Generator], None]] = {
+DRAWS: dict[str, Callable[[Tensor, Model, int, torch.Generator], None]] = {
     "normal": _normal,
     "residual": _residual,
     "head": _head,
     "one": _one,
     "zero": _zero,
 }
-"""By the name that `table.Parameter.draw` gives: fill an fp32 CPU tensor."""
+"""By the name that `table.Parameter.draw` gives: fill an fp32 CPU tensor; the number is the block's."""
 
 
 def draw(parameter: table.Parameter, model: Model, seed: int) -> Tensor:
@@ -61,14 +61,14 @@ def draw(parameter: table.Parameter, model: Model, seed: int) -> Tensor:
     key = blake2b(f"{seed}/{parameter.name}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
     tensor = torch.empty(parameter.shape, dtype=torch.float32)
-    DRAWS[parameter.draw](tensor, model, generator)
+    DRAWS[parameter.draw](tensor, model, parameter.layer, generator)
     return tensor
 
 
 @torch.no_grad()
 def initialise(module: nn.Module, model: Model, vocabulary: int, seed: int) -> None:
     """Give every parameter that the module holds (a pipeline stage holds some) its initial value."""
-    held = dict(module.named_parameters())
+    held = dict(module.named_parameters()) | dict(module.named_buffers())
     for parameter in table.parameters(model, vocabulary):
         if parameter.name in held:
             held.pop(parameter.name).copy_(draw(parameter, model, seed))

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cupola.recipe.schema import Model
+from cupola.models.layer import Carried, Pointwise
+from cupola.recipe.model import Model
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -139,29 +140,31 @@ def norm(model: Model) -> nn.Module:
     return LayerNorm(model.width, model.norm_epsilon)
 
 
-class Gated(nn.Module):
+class Gated(Pointwise, nn.Module):
     """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, layer: int) -> None:
         super().__init__()
         hidden, bias = model.sizes().feedforward, model.feedforward_bias
         self.gate = Linear(model.width, hidden, bias)
         self.up = Linear(model.width, hidden, bias)
         self.down = Linear(hidden, model.width, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+    def forward(self, x: Tensor, plan: None, state: None, carried: Carried) -> tuple[Tensor, Carried]:
+        """x (batch, length, width) -> the same."""
+        return self.down(F.silu(self.gate(x)) * self.up(x)), carried
 
 
-class Plain(nn.Module):
+class Plain(Pointwise, nn.Module):
     """down(gelu(up(x))), with GELU exact or in its tanh form (Hendrycks and Gimpel 2016)."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, layer: int) -> None:
         super().__init__()
         hidden, bias = model.sizes().feedforward, model.feedforward_bias
         self.up = Linear(model.width, hidden, bias)
         self.down = Linear(hidden, model.width, bias)
         self.approximate = "tanh" if model.activation == "gelu_tanh" else "none"
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate=self.approximate))
+    def forward(self, x: Tensor, plan: None, state: None, carried: Carried) -> tuple[Tensor, Carried]:
+        """x (batch, length, width) -> the same."""
+        return self.down(F.gelu(self.up(x), approximate=self.approximate)), carried

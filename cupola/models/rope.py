@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cupola.recipe.schema import Rope
+from cupola.recipe.model import Rope
 
 
 class Rotation(NamedTuple):

@@ -1,28 +1,49 @@
 """A language model: embedding, a stack of declared blocks, a norm, a head.
 
 What a block consists of stands in `models.table.blocks`; the modules of each kind are looked up in
-`MIXERS` and `FEEDFORWARDS`. Another kind of mixer is a module that keeps `mixer.Mixer`'s protocol and one
-entry here: the stack never asks what a mixer is. What all layers of a kind need alike in a forward pass
-(rotary tables, tiles of attention) is made once, by the first of them, and handed to the others.
+`MIXERS` and `FEEDFORWARDS`. Another kind is a module that keeps the protocol `layer.Layer` and one entry
+here: the stack never asks what a layer is. What all layers of a kind need alike in a forward pass (rotary
+tables, tiles of attention, where documents begin) is made once, by the first of them, and handed to the
+others.
 
 Blocks are held by number in a dict, so that a pipeline stage may hold some of them under their own names.
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from cupola.models import table
 from cupola.models.attention import document_begins
+from cupola.models.experts import Experts
+from cupola.models.layer import Carried, Inputs, Layer, State
 from cupola.models.layers import Gated, Linear, Plain, linear, norm
-from cupola.models.mixer import Inputs, State
 from cupola.models.transformer import Attention
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 
-MIXERS: dict[str, Callable[[Model], Any]] = {"attention": Attention}
-FEEDFORWARDS: dict[str, Callable[[Model], nn.Module]] = {"gated": Gated, "plain": Plain}
+MIXERS: dict[str, Callable[[Model, int], Any]] = {
+    "attention": Attention,
+    "sliding_attention": lambda model, layer: Attention(model, layer, model.window),
+}
+FEEDFORWARDS: dict[str, Callable[[Model, int], Any]] = {
+    "gated": Gated,
+    "plain": Plain,
+    "experts": Experts,
+}
+"""By the names of `models.table`: (model, number of the block) -> module."""
+
+
+class Output(NamedTuple):
+    """What a forward pass gives."""
+
+    hidden: Tensor
+    """(batch, length, width) after the last norm: the parameters' dtype, or autocast's."""
+    balance: Tensor | None
+    """To be added to a sum of losses: see `layer.Carried`."""
+    loads: tuple[Tensor, ...]
+    """See `layer.Carried`."""
 
 
 class Cache:
@@ -32,7 +53,7 @@ class Cache:
     says where each begins.
     """
 
-    def __init__(self, states: dict[str, State], columns: int, first: Tensor | None) -> None:
+    def __init__(self, states: dict[str, list[State | None]], columns: int, first: Tensor | None) -> None:
         self.states, self.columns, self.first = states, columns, first
         self.position = 0
 
@@ -44,23 +65,38 @@ class Cache:
         """Keep these rows of the batch, in this order."""
         if self.first is not None:
             self.first = self.first[rows]
-        for state in self.states.values():
-            state.select(rows)
+        for states in self.states.values():
+            for state in states:
+                if state is not None:
+                    state.select(rows)
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: x + mixer(norm(x)), then x + feedforward(norm(x))."""
+    """Pre-norm residual block: x + mixer(norm(x)), then x + feedforward(norm(x)) where there is one."""
 
-    def __init__(self, model: Model, kinds: table.Block) -> None:
+    def __init__(self, model: Model, kinds: table.Block, layer: int) -> None:
         super().__init__()
         self.mixer_norm = norm(model)
-        self.mixer: Any = MIXERS[kinds.mixer](model)
-        self.feedforward_norm = norm(model)
-        self.feedforward = FEEDFORWARDS[kinds.feedforward](model)
+        self.mixer: Any = MIXERS[kinds.mixer](model, layer)
+        self.feedforward_norm, self.feedforward = None, None
+        if kinds.feedforward is not None:
+            self.feedforward_norm = norm(model)
+            self.feedforward = FEEDFORWARDS[kinds.feedforward](model, layer)
 
-    def forward(self, x: Tensor, plan: Any, state: State | None = None) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), plan, state)
-        return x + self.feedforward(self.feedforward_norm(x))
+    def layers(self) -> list[Layer]:
+        """The mixer and, where there is one, the feed-forward layer."""
+        return [self.mixer] if self.feedforward is None else [self.mixer, self.feedforward]
+
+    def forward(
+        self, x: Tensor, plans: list[Any], states: list[Any], carried: Carried
+    ) -> tuple[Tensor, Carried]:
+        """plans, states: one for each of `layers`."""
+        mixed, carried = self.mixer(self.mixer_norm(x), plans[0], states[0], carried)
+        x = x + mixed
+        if self.feedforward is not None and self.feedforward_norm is not None:
+            fed, carried = self.feedforward(self.feedforward_norm(x), plans[1], states[1], carried)
+            x = x + fed
+        return x, carried
 
 
 class LanguageModel(nn.Module):
@@ -71,12 +107,13 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.settings, self.vocabulary = model, vocabulary
         self.embedding = nn.Embedding(vocabulary, model.width)
+        self.embedding_norm = norm(model) if model.embedding_norm else None
         self.positions: nn.Embedding | None = None
         if model.positions == "learned":
             assert model.max_positions is not None
             self.positions = nn.Embedding(model.max_positions, model.width)
         self.blocks = nn.ModuleDict(
-            {str(i): Block(model, kinds) for i, kinds in enumerate(table.blocks(model))}
+            {str(i): Block(model, kinds, i) for i, kinds in enumerate(table.blocks(model))}
         )
         self.norm = norm(model)
         self.head = None if model.tied else Linear(model.width, vocabulary, bias=False)
@@ -95,8 +132,8 @@ class LanguageModel(nn.Module):
         """The longest document that positions reach, or None: any."""
         return None if self.positions is None else self.positions.num_embeddings
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Hidden states after the last norm.
+    def forward(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Output:
+        """Hidden states after the last norm, and what mixtures of experts add to the loss.
 
         Args:
             tokens: (batch, length) int64.
@@ -104,25 +141,32 @@ class LanguageModel(nn.Module):
                 change of number, and learned positions restart there. None: each row is one document.
             cache: decoding: the tokens continue what it holds, and are added to it.
 
-        Returns:
-            (batch, length, width): the parameters' dtype, or autocast's.
-
         Raises:
             ValueError: documents together with a cache; learned positions or the cache too short.
         """
         inputs = self._inputs(tokens, documents, cache)
         x = self.embedding(tokens)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         if self.positions is not None:
             x = x + self.positions(self._columns(inputs))
         plans: dict[Hashable, Any] = {}
+        carried = Carried()
         for name, block in self.numbered_blocks():
-            key = block.mixer.plan_key
-            if key not in plans:
-                plans[key] = block.mixer.plan(inputs)
-            x = block(x, plans[key], None if cache is None else cache.states[name])
+            layers = block.layers()
+            for layer in layers:
+                if layer.plan_key not in plans:
+                    plans[layer.plan_key] = layer.plan(inputs)
+            states = [None] * len(layers) if cache is None else cache.states[name]
+            x, carried = block(x, [plans[layer.plan_key] for layer in layers], states, carried)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.norm(x)
+        return Output(self.norm(x), carried.balance, carried.loads)
+
+    def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """The hidden states of `forward` alone."""
+        output: Output = self(tokens, documents, cache)
+        return output.hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (..., vocabulary)."""
@@ -134,7 +178,9 @@ class LanguageModel(nn.Module):
         Args:
             first: (batch,) int64: the columns of the rows' first tokens, where they are padded on the left.
         """
-        states = {name: block.mixer.state(columns) for name, block in self.numbered_blocks()}
+        states = {
+            name: [layer.state(columns) for layer in block.layers()] for name, block in self.numbered_blocks()
+        }
         return Cache(states, columns, first)
 
     def _inputs(self, tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Inputs:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cupola.models import attention
+from cupola.models.layer import Carried, Inputs
 from cupola.models.layers import Linear, RMSNorm
-from cupola.models.mixer import Inputs
 from cupola.models.rope import Rotation, rotate, rotation
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 
 
 class KeyValues:
@@ -51,6 +51,31 @@ class KeyValues:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
 
+class RecentKeyValues:
+    """`KeyValues` of a sliding window: only the last window - 1 columns are kept, so that memory does not
+    grow; a token then costs a copy of them."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def write(self, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """As `KeyValues.write`, but what is returned begins with the first column that some new one sees."""
+        keys, values = key.to(value.dtype).transpose(1, 2), value.transpose(1, 2)
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
+        kept = min(keys.shape[2], self.window - 1)
+        first = keys.shape[2] - kept
+        self.keys, self.values = keys[:, :, first:].clone(), values[:, :, first:].clone()
+        return keys, values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
 class Prepared(NamedTuple):
     """What all attention layers of a forward pass share."""
 
@@ -59,17 +84,23 @@ class Prepared(NamedTuple):
     """For a pass that begins at column 0."""
     start: int
     visible: Tensor | None
-    """For a pass that continues a cache: (batch or 1, new, filled) bool, None: everything is visible."""
+    """For a pass that continues a cache: (batch or 1, new, columns that the cache gives) bool, None:
+    everything is visible."""
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(head_width)) v over the tokens of the same document up to the query's own."""
+    """softmax(q k^T / sqrt(head_width)) v over the tokens of the same document up to the query's own.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        window: of so many tokens only, the query's own included; None: of all.
+    """
+
+    def __init__(self, model: Model, layer: int, window: int | None = None) -> None:
         super().__init__()
+        self.window = window
         sizes = model.sizes()
         self.head_width = sizes.head_width
-        queries, keys = model.heads * sizes.head_width, sizes.key_value_heads * sizes.head_width
+        queries, keys = sizes.heads * sizes.head_width, sizes.key_value_heads * sizes.head_width
         self.query = Linear(model.width, queries, model.attention_bias)
         self.key = Linear(model.width, keys, model.attention_bias)
         self.value = Linear(model.width, keys, model.attention_bias)
@@ -77,7 +108,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
         self.output = Linear(queries, model.width, model.output_bias)
         self.rope = model.rope if model.positions == "rope" else None
-        self.plan_key: Hashable = ("attention", self.rope, self.head_width)
+        self.plan_key: Hashable = ("attention", self.rope, self.head_width, window)
 
     def plan(self, inputs: Inputs) -> Prepared:
         """Rotary tables, and what is visible to whom. Positions are columns: rotary embedding depends on
@@ -87,22 +118,30 @@ class Attention(nn.Module):
         if self.rope is not None:
             turned = rotation(self.rope, self.head_width, start, end, inputs.device)
         if start == 0:
-            whole = attention.plan(inputs.batch, inputs.length, inputs.documents, inputs.device)
+            whole = attention.plan(
+                inputs.batch, inputs.length, inputs.documents, inputs.device, self.window
+            )
             return Prepared(turned, whole, start, None)
         visible = None
-        columns = torch.arange(end, device=inputs.device)
+        oldest = 0 if self.window is None else max(0, start - self.window + 1)
+        columns = torch.arange(oldest, end, device=inputs.device)
         if inputs.length > 1:
-            visible = (columns <= columns[start:, None])[None]
+            own = torch.arange(start, end, device=inputs.device)[:, None]
+            visible = (columns <= own)[None]
+            if self.window is not None:
+                visible = visible & (columns > own - self.window)
         if inputs.first is not None:
             begun = (columns >= inputs.first[:, None])[:, None]
             visible = begun if visible is None else visible & begun
         return Prepared(turned, None, start, visible)
 
-    def state(self, columns: int) -> KeyValues:
-        """An empty cache of so many columns."""
-        return KeyValues(columns)
+    def state(self, columns: int) -> KeyValues | RecentKeyValues:
+        """An empty cache of so many columns, or of the window."""
+        return KeyValues(columns) if self.window is None else RecentKeyValues(self.window)
 
-    def forward(self, x: Tensor, plan: Prepared, state: KeyValues | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, plan: Prepared, state: KeyValues | RecentKeyValues | None, carried: Carried
+    ) -> tuple[Tensor, Carried]:
         """x (batch, length, width) -> the same."""
         batch, length, _ = x.shape
         q = self.query(x).view(batch, length, -1, self.head_width)
@@ -118,4 +157,4 @@ class Attention(nn.Module):
             mixed = attention.attend(q, k, v, plan.whole)
         else:
             mixed = attention.attend_cached(q, keys, values, plan.visible)
-        return self.output(mixed.reshape(batch, length, -1))
+        return self.output(mixed.reshape(batch, length, -1)), carried

@@ -21,11 +21,13 @@ class LossParts:
         sum: what is differentiated.
         loss: what is reported as the loss, without regularisers; detached.
         metrics: further sums to report, divided by the normaliser like the loss; detached.
+        loads: of each mixture of experts, how many tokens each expert got: (experts,) int64.
     """
 
     sum: Tensor
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    loads: tuple[Tensor, ...] = ()
 
 
 class Objective(Protocol):

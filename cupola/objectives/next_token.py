@@ -6,6 +6,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from cupola.data.batch import Batch, Microbatch
+from cupola.models.stack import Output
 from cupola.objectives.base import LossParts
 from cupola.objectives.cross_entropy import linear_cross_entropy
 
@@ -27,12 +28,16 @@ class NextToken:
 
     def loss(self, module: nn.Module, microbatch: Microbatch) -> LossParts:
         """One forward pass; the head and the loss together, so that the logits are never all there."""
-        hidden = module(microbatch.tokens, microbatch.documents if self.document_mask else None)
+        output: Output = module(microbatch.tokens, microbatch.documents if self.document_mask else None)
         weight = cast(Tensor, module.head_weight)
         total, cross_entropy, z = linear_cross_entropy(
-            hidden.flatten(0, 1), weight, microbatch.targets.flatten(), self.z_loss
+            output.hidden.flatten(0, 1), weight, microbatch.targets.flatten(), self.z_loss
         )
-        return LossParts(total, cross_entropy, {"z": z} if self.z_loss else {})
+        metrics = {"z": z} if self.z_loss else {}
+        if output.balance is not None:
+            total = total + output.balance
+            metrics["balance"] = output.balance.detach()
+        return LossParts(total, cross_entropy, metrics, output.loads)
 
     def expected_first_loss(self, vocabulary: int) -> float:
         """Fresh weights know nothing: every token is as likely as any other."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from cupola.errors import InputError
 from cupola.recipe.clock import Clock
-from cupola.recipe.schema import KINDS, Corpus, Model, Recipe, Rope, Stage
+from cupola.recipe.model import FAMILIES, Experts, Model, Rope
+from cupola.recipe.schema import KINDS, Corpus, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
 STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and no check here depends on it
@@ -74,6 +75,50 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model
+    yield from _pattern(model)
+    mixers = set(model.mixers())
+    if mixers & {"attention", "sliding_attention"}:
+        yield from _attention(model, mixers)
+    elif model.heads:
+        yield Problem(("model", "heads"), f"{model.family} has no attention; remove it")
+    if "mamba2" in mixers:
+        yield from _mamba2(model)
+    if "rwkv7" in mixers and model.width % model.rwkv7.head_width:
+        yield _indivisible(
+            ("model", "rwkv7", "head_width"), "width", model.width, model.rwkv7.head_width, "head_width"
+        )
+    if model.experts is not None:
+        yield from _experts(model, model.experts)
+
+
+def _indivisible(path: tuple[str, ...], whole: str, size: int, part: int, name: str) -> Problem:
+    below = size // part * part
+    near = f"{below} or {below + part}" if below else str(part)
+    return Problem(
+        path, f"{whole} {size} is not divisible by {name} {part}; take a {whole} of {near}, or another {name}"
+    )
+
+
+def _pattern(model: Model) -> Iterator[Problem]:
+    path = ("model", "pattern")
+    if model.pattern is None:
+        if model.family == "hybrid":
+            yield Problem(path, "family hybrid needs its blocks, such as [mamba2 * 3, attention]")
+        return
+    for name in dict.fromkeys(model.pattern):
+        if name not in FAMILIES[model.family]:
+            yield Problem(path, f"family {model.family} has no {name}; take family hybrid, or remove it")
+    if model.layers % len(model.pattern):
+        yield Problem(
+            path,
+            f"{model.layers} layers are no whole repetitions of {len(model.pattern)} blocks; change either",
+        )
+
+
+def _attention(model: Model, mixers: set[str]) -> Iterator[Problem]:
+    if model.heads is None:
+        yield Problem(("model", "heads"), "is missing (the number of attention's query heads)")
+        return
     if model.head_width is None and model.width % model.heads:
         below = model.width // model.heads * model.heads
         near = f"{below} or {below + model.heads}" if below else f"{model.heads}"
@@ -94,10 +139,42 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             f"{model.heads} heads can't be shared among {model.key_value_heads} key/value heads; "
             "take a divisor of heads",
         )
+    if "sliding_attention" in mixers and model.window is None:
+        yield Problem(("model", "window"), "is missing (how many tokens sliding_attention sees)")
+    if "sliding_attention" not in mixers and model.window is not None:
+        yield Problem(("model", "window"), "has no effect without sliding_attention; remove it")
     if model.positions == "learned":
         yield from _learned(model)
-    else:
+    elif model.positions == "rope":
         yield from _rope(model.rope)
+    elif "rope" in model.model_fields_set:
+        yield Problem(("model", "rope"), "has no effect with positions none; remove it")
+
+
+def _mamba2(model: Model) -> Iterator[Problem]:
+    settings = model.mamba2
+    path = ("model", "mamba2")
+    inner = settings.expansion * model.width
+    if inner % settings.head_width:
+        yield _indivisible((*path, "head_width"), "inner width", inner, settings.head_width, "head_width")
+    elif settings.heads(model.width) % settings.groups:
+        yield Problem(
+            (*path, "groups"),
+            f"{settings.heads(model.width)} heads can't be shared among {settings.groups} groups; "
+            "take a divisor",
+        )
+
+
+def _experts(model: Model, experts: Experts) -> Iterator[Problem]:
+    path = ("model", "experts")
+    if experts.active > experts.count:
+        yield Problem((*path, "active"), f"{experts.active} is more than there are, {experts.count}")
+    if model.activation != "swiglu":
+        yield Problem(("model", "activation"), "experts are gated: take swiglu, or remove experts")
+    if experts.first_dense >= model.layers:
+        yield Problem((*path, "first_dense"), f"leaves none of {model.layers} layers to experts; lower it")
+    if not set(model.mixers()) - {model.family, "rwkv7"}:
+        yield Problem(path, f"family {model.family} has no feed-forward layer that they could replace")
 
 
 def _learned(model: Model) -> Iterator[Problem]:

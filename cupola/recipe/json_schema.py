@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cupola.recipe.lookup import presets, shipped_recipes
-from cupola.recipe.schema import Recipe, Strict
+from cupola.recipe.schema import Recipe
+from cupola.recipe.strict import Strict
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

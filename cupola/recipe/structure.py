@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cupola.recipe.document import Key
-from cupola.recipe.schema import Recipe, Strict
+from cupola.recipe.schema import Recipe
+from cupola.recipe.strict import Strict
 
 
 @dataclass(frozen=True)

@@ -117,20 +117,42 @@ def _draw(
     standalone: bool,
 ) -> str:
     """The panels one above the other over the same tokens; "" if none has anything to show."""
+    shown = []
+
+    def panel(draw: Callable[[Axes, Sequence[StageRecords]], bool], first: bool) -> Callable[[Axes], None]:
+        def drawn(axes: Axes) -> None:
+            shown.append(draw(axes, stages))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+            _mark_stages(axes, stages, names=first)
+            axes.set_xlim(left=0)
+
+        return drawn
+
+    ready = [(title, panel(draw, index == 0)) for index, (title, draw) in enumerate(panels)]
+    svg = figure_svg(ready, standalone, "tokens", title_pad=16 if len(stages) > 1 else 6)
+    return svg if any(shown) else ""
+
+
+def figure_svg(
+    panels: Sequence[tuple[str, Callable[[Axes], None]]],
+    standalone: bool,
+    x_label: str,
+    title_pad: float = 6,
+) -> str:
+    """Panels one above the other over one horizontal axis, in the report's style.
+
+    Args:
+        panels: (title, what draws it) of each.
+        standalone: as `loss_plot_svg`.
+        title_pad: points above the first panel, for what is written there.
+    """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": panels[0][0]}):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        shown = False
         for axis, (title, draw) in zip(axes, panels, strict=True):
-            axis.set_title(title, pad=16 if axis is axes[0] and len(stages) > 1 else 6)
-            shown = draw(axis, stages) or shown
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-        if not shown:
-            return ""
-        for axis in axes:
-            _mark_stages(axis, stages, names=axis is axes[0])
-        axes[-1].set_xlim(left=0)
-        axes[-1].set_xlabel("tokens")
+            axis.set_title(title, pad=title_pad if axis is axes[0] else 6)
+            draw(axis)
+        axes[-1].set_xlabel(x_label)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     return _themed(buffer.getvalue(), panels[0][0], standalone)

@@ -15,7 +15,7 @@ from cupola.cli import main
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.evaluate import bits_per_byte
 from cupola.models import build
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -82,7 +82,7 @@ def test_eval_of_the_heldout_split(opened, capsys):
 
 
 def test_eval_of_files_counts_each_byte_once(opened, capsys, tmp_path):
-    contents = {"a.txt": "one\r\ntwo\n", "b.txt": "東京\n" * 40, "empty.txt": ""}
+    contents = {"a.txt": "one\r\ntwo\n", "b.txt": "東京\n" * 40}
     paths = []
     for name, text in contents.items():
         (tmp_path / name).write_bytes(text.encode())
@@ -91,8 +91,7 @@ def test_eval_of_files_counts_each_byte_once(opened, capsys, tmp_path):
     assert main(["eval", "tiny", *options, *options[:2], "--json"]) == 0
     result = last_object(capsys.readouterr().out)
     assert list(result["texts"]) == paths
-    assert [facts["bytes"] for facts in result["texts"].values()] == [9, 280, 0]
-    assert result["texts"][paths[2]]["bits_per_byte"] is None
+    assert [facts["bytes"] for facts in result["texts"].values()] == [9, 280]
     assert result["bytes"] == 289
 
 
@@ -109,6 +108,7 @@ def test_eval_shows_a_table(opened, capsys):
     [
         ("missing.txt", None, "cannot be read (No such file or directory)"),
         ("latin.txt", "Größe".encode("latin-1"), "is not UTF-8 text (byte 2: "),
+        ("empty.txt", b"", "empty.txt: holds no text"),
         ("binary", b"\x7fELF\x02\x80\x81", "is not UTF-8 text (byte 5: "),
     ],
 )

@@ -34,7 +34,7 @@ class TinyCausalModel(torch.nn.Module):
         self.head_weight = torch.nn.Parameter(torch.randn(VOCABULARY, width))
         self.longest_seen = 0
 
-    def forward(self, tokens: torch.Tensor, documents=None, cache=None) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor, documents=None, cache=None) -> torch.Tensor:
         length = tokens.shape[1]
         self.longest_seen = max(self.longest_seen, length)
         hidden = self.embedding(tokens) + self.positions(torch.arange(length))

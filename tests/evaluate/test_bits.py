@@ -24,7 +24,7 @@ def score_token_by_token(model: TinyCausalModel, text: str, context: int, stride
         else:
             moves = math.ceil((target - context) / stride)
             start = min(context + moves * stride, targets) - context
-        hidden = model(torch.tensor([ids[start:target]]))[0, -1]
+        hidden = model.hidden(torch.tensor([ids[start:target]]))[0, -1]
         bits -= torch.log_softmax(model.head_weight @ hidden, 0)[ids[target]].item() / math.log(2)
     return bits
 

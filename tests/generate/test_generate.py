@@ -36,7 +36,7 @@ def greedy_without_cache(module, prompt, count):
     tokens = list(prompt)
     with torch.no_grad():
         for _ in range(count):
-            tokens.append(int(module.logits(module(torch.tensor([tokens])))[0, -1].argmax()))
+            tokens.append(int(module.logits(module.hidden(torch.tensor([tokens])))[0, -1].argmax()))
     return tokens[len(prompt) :]
 
 
@@ -66,7 +66,7 @@ def test_log_probabilities_are_the_models(module):
     completion = generate(module, [PROMPTS[0]], 6, temperature=1.3, top_k=9)[0]
     tokens = torch.tensor([PROMPTS[0] + completion.tokens])
     with torch.no_grad():
-        expected = module.logits(module(tokens)).log_softmax(-1)[0, len(PROMPTS[0]) - 1 : -1]
+        expected = module.logits(module.hidden(tokens)).log_softmax(-1)[0, len(PROMPTS[0]) - 1 : -1]
     chosen = expected.gather(1, tokens[0, len(PROMPTS[0]) :, None])[:, 0]
     assert completion.log_probabilities == pytest.approx(chosen.tolist(), abs=1e-4)
 
@@ -109,7 +109,7 @@ def test_under_bf16_autocast(module):
     assert module.training
     with torch.no_grad():
         tokens = torch.tensor([PROMPTS[0] + completions[0].tokens])
-        expected = module.logits(module(tokens)).log_softmax(-1)[0, len(PROMPTS[0]) - 1 : -1]
+        expected = module.logits(module.hidden(tokens)).log_softmax(-1)[0, len(PROMPTS[0]) - 1 : -1]
     chosen = expected.gather(1, tokens[0, len(PROMPTS[0]) :, None])[:, 0]
     assert completions[0].log_probabilities == pytest.approx(chosen.tolist(), abs=0.5)
 

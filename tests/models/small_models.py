@@ -1,6 +1,6 @@
 """Small models of every kind that the tests build."""
 
-from cupola.recipe.schema import Model, Rope
+from cupola.recipe.model import Model, Rope
 
 LLAMA = Model(layers=2, width=64, heads=4, key_value_heads=2, feedforward=96)
 LLAMA31 = Model(
@@ -40,7 +40,16 @@ GPT2 = Model(
     tied=True,
 )
 GPT2_EXACT = GPT2.model_copy(update={"activation": "gelu", "width": 32, "heads": 2, "layers": 1})
-ALL = {
+SLIDING = Model(
+    layers=4,
+    width=48,
+    heads=4,
+    key_value_heads=2,
+    pattern=("sliding_attention * 3", "attention"),  # type: ignore[arg-type]
+    window=6,
+    positions="none",
+)
+TRANSFORMERS = {
     "llama": LLAMA,
     "llama3.1": LLAMA31,
     "linear": LLAMA_LINEAR,
@@ -48,3 +57,4 @@ ALL = {
     "gpt2": GPT2,
     "gpt2-exact": GPT2_EXACT,
 }
+ALL = TRANSFORMERS | {"sliding": SLIDING}

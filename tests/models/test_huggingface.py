@@ -5,8 +5,8 @@ import torch
 
 from cupola.errors import InputError
 from cupola.models import build, huggingface
-from cupola.recipe.schema import Model
-from tests.models.small_models import ALL, GPT2, LLAMA, LLAMA31, QWEN3
+from cupola.recipe.model import Model
+from tests.models.small_models import GPT2, LLAMA, LLAMA31, QWEN3, TRANSFORMERS
 
 VOCABULARY = 131
 pytestmark = pytest.mark.oracle
@@ -38,17 +38,17 @@ def oracle_of(model: Model, state: dict[str, torch.Tensor]):
     return oracle
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRANSFORMERS)
 @pytest.mark.parametrize(("batch", "length"), [(2, 21), (1, 64)])
 def test_logits_and_gradients_equal(name, batch, length):
-    model = ALL[name]
+    model = TRANSFORMERS[name]
     module = randomised(model)
     oracle = oracle_of(model, module.state_dict())
     generator = torch.Generator().manual_seed(length)
     tokens = torch.randint(0, VOCABULARY, (batch, length), generator=generator)
     targets = torch.randint(0, VOCABULARY, (batch, length), generator=generator).flatten()
 
-    logits = module.logits(module(tokens))
+    logits = module.logits(module.hidden(tokens))
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets).backward()
     expected = oracle(tokens).logits
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets).backward()
@@ -61,10 +61,10 @@ def test_logits_and_gradients_equal(name, batch, length):
         torch.testing.assert_close(gradient, theirs[parameter], rtol=1e-5, atol=1e-5, msg=parameter)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TRANSFORMERS)
 def test_conversion_there_and_back_is_the_identity(name):
-    state = randomised(ALL[name]).state_dict()
-    back = huggingface.from_huggingface(huggingface.to_huggingface(state, ALL[name]), ALL[name])
+    state = randomised(TRANSFORMERS[name]).state_dict()
+    back = huggingface.from_huggingface(huggingface.to_huggingface(state, TRANSFORMERS[name]), TRANSFORMERS[name])
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], value) for key, value in state.items())
 

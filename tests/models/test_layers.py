@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from cupola.models.layers import RMSNorm, linear, rmsnorm_reference
 from cupola.models.rope import frequencies, rotate, rotate_reference, rotation
-from cupola.recipe.schema import Rope
+from cupola.recipe.model import Rope
 
 
 def with_gradients(function, *inputs):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cupola.models import attention, build, table
-from cupola.models.mixer import Inputs
+from cupola.models.layer import Carried, Inputs
 from tests.models.small_models import ALL, GPT2, LLAMA, QWEN3
 
 VOCABULARY = 61
@@ -40,12 +40,12 @@ def test_packed_documents_equal_documents_alone(name, path, monkeypatch):
     weights = [torch.randn(1, n, VOCABULARY, generator=generator) for n in LENGTHS]
     numbers = torch.cat([torch.full((1, n), i, dtype=torch.int32) for i, n in enumerate(LENGTHS)], dim=1)
 
-    packed = module.logits(module(torch.cat(texts, dim=1), documents=numbers))
+    packed = module.logits(module.hidden(torch.cat(texts, dim=1), documents=numbers))
     (packed * torch.cat(weights, dim=1)).sum().backward()
     packed_gradients = {n: p.grad.clone() for n, p in module.named_parameters()}
     module.zero_grad()
 
-    alone = [module.logits(module(text)) for text in texts]
+    alone = [module.logits(module.hidden(text)) for text in texts]
     sum((logits * weight).sum() for logits, weight in zip(alone, weights, strict=True)).backward()
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-5)
     for n, parameter in module.named_parameters():
@@ -59,10 +59,10 @@ def test_nothing_is_seen_ahead_or_across(name):
     tokens = torch.randint(0, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(1))
     documents = (torch.arange(20) >= 12).int().expand(2, 20)
     with torch.no_grad():
-        before = module(tokens, documents=documents)
+        before = module.hidden(tokens, documents=documents)
         changed = tokens.clone()
         changed[:, 5] = (changed[:, 5] + 1) % VOCABULARY
-        after = module(changed, documents=documents)
+        after = module.hidden(changed, documents=documents)
     same = (before == after).all(dim=-1).all(dim=0)
     assert same[:5].all()
     assert not same[5:12].any()
@@ -75,9 +75,9 @@ def test_a_cache_gives_the_full_forward(name, pieces):
     module = loud(ALL[name])
     tokens = torch.randint(0, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        full = module(tokens)
+        full = module.hidden(tokens)
         cache = module.cache(columns=24)
-        parts = [module(part, cache=cache) for part in tokens.split(pieces, dim=1)]
+        parts = [module.hidden(part, cache=cache) for part in tokens.split(pieces, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=1e-5, atol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_rows_padded_on_the_left_and_selected_equal_rows_alone(name):
     generator = torch.Generator().manual_seed(2)
     rows = [torch.randint(0, VOCABULARY, (n,), generator=generator) for n in (9, 4, 12)]
     with torch.no_grad():
-        alone = [module(row[None])[0] for row in rows]
+        alone = [module.hidden(row[None])[0] for row in rows]
         cache = module.cache(columns=12, first=torch.tensor([1, 6]))
         prompt = torch.stack(
             [
@@ -95,16 +95,16 @@ def test_rows_padded_on_the_left_and_selected_equal_rows_alone(name):
                 for row, n in ((rows[0], 7), (rows[1], 2))
             ]
         )
-        hidden = module(prompt, cache=cache)
+        hidden = module.hidden(prompt, cache=cache)
         torch.testing.assert_close(hidden[0, 1:], alone[0][:7], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(hidden[1, 6:], alone[1][:2], rtol=1e-5, atol=1e-5)
-        both = module(torch.stack([rows[0][7:9], rows[1][2:4]]), cache=cache)
+        both = module.hidden(torch.stack([rows[0][7:9], rows[1][2:4]]), cache=cache)
         torch.testing.assert_close(both[0], alone[0][7:9], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(both[1], alone[1][2:4], rtol=1e-5, atol=1e-5)
         cache = module.cache(columns=12, first=torch.tensor([1, 6]))
-        module(prompt, cache=cache)
+        module.hidden(prompt, cache=cache)
         cache.select(torch.tensor([1]))
-        one = module(rows[1][None, 2:4], cache=cache)
+        one = module.hidden(rows[1][None, 2:4], cache=cache)
         torch.testing.assert_close(one[0], alone[1][2:4], rtol=1e-5, atol=1e-5)
 
 
@@ -112,18 +112,18 @@ def test_a_cache_refuses_documents_and_overflow():
     module = build(LLAMA, VOCABULARY, 0)
     tokens = torch.zeros(1, 5, dtype=torch.int64)
     with pytest.raises(ValueError, match="documents"):
-        module(tokens, documents=tokens.int(), cache=module.cache(8))
+        module.hidden(tokens, documents=tokens.int(), cache=module.cache(8))
     with pytest.raises(ValueError, match="4 columns"):
-        module(tokens, cache=module.cache(4))
+        module.hidden(tokens, cache=module.cache(4))
 
 
 def test_learned_positions_end_and_restart():
     module = build(GPT2, VOCABULARY, 0)
     tokens = torch.zeros(1, 65, dtype=torch.int64)
     with pytest.raises(ValueError, match="max_positions 64"):
-        module(tokens)
+        module.hidden(tokens)
     documents = (torch.arange(65) >= 30).int()[None]
-    assert module(tokens, documents=documents).shape == (1, 65, 48)
+    assert module.hidden(tokens, documents=documents).shape == (1, 65, 48)
 
 
 @pytest.mark.parametrize("model", [LLAMA, QWEN3], ids=["llama", "qwen3"])
@@ -146,10 +146,10 @@ def test_shards_by_the_table_add_up_to_the_whole(model):
             elif cuts[name] == "rowwise":
                 part = part.chunk(2, dim=1)[rank]
             setattr(shard.get_submodule(module_name), leaf, torch.nn.Parameter(part.clone()))
-        total += shard.mixer(x, prepared)
-        feedforward += shard.feedforward(x)
-    torch.testing.assert_close(total, block.mixer(x, prepared), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(feedforward, block.feedforward(x), rtol=1e-5, atol=1e-5)
+        total += shard.mixer(x, prepared, None, Carried())[0]
+        feedforward += shard.feedforward(x, None, None, Carried())[0]
+    torch.testing.assert_close(total, block.mixer(x, prepared, None, Carried())[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(feedforward, block.feedforward(x, None, None, Carried())[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -157,12 +157,12 @@ def test_autocast_is_close_and_trains_fp32_weights(name):
     module = loud(ALL[name])
     tokens = torch.randint(0, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))
     documents = (torch.arange(40) >= 12).int().expand(2, 40)
-    exact = module.logits(module(tokens, documents=documents))
+    exact = module.logits(module.hidden(tokens, documents=documents))
     exact.square().mean().backward()
     gradients = {n: p.grad.clone() for n, p in module.named_parameters()}
     module.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = module.logits(module(tokens, documents=documents))
+        rounded = module.logits(module.hidden(tokens, documents=documents))
     assert rounded.dtype == torch.bfloat16
     rounded.float().square().mean().backward()
     assert float((rounded - exact).detach().norm() / exact.detach().norm()) < 0.03
@@ -176,13 +176,13 @@ def test_a_compiled_block_gives_the_same():
     tokens = torch.randint(0, VOCABULARY, (2, 40), generator=generator)
     weights = torch.randn(2, 40, LLAMA.width, generator=generator)
     documents = (torch.arange(40) >= 12).int().expand(2, 40)
-    expected = module(tokens, documents=documents)
+    expected = module.hidden(tokens, documents=documents)
     (expected * weights).sum().backward()
     gradient = module.embedding.weight.grad.clone()
     module.zero_grad()
     for block in module.blocks.values():
         block.compile(backend="aot_eager")
-    got = module(tokens, documents=documents)
+    got = module.hidden(tokens, documents=documents)
     (got * weights).sum().backward()
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     scale = float(gradient.abs().max())

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cupola.models import attention, build, layers, table
 from cupola.recipe.loading import load_preset
 from cupola.recipe.lookup import presets
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 from tests.models.small_models import ALL, GPT2, LLAMA
 
 VOCABULARY = 97
@@ -45,7 +45,7 @@ def test_every_preset_is_built_as_declared(name):
     small = model.model_copy(update=sizes)
     built = build(small, VOCABULARY, seed=0)
     assert declared(small, VOCABULARY) == {n: tuple(p.shape) for n, p in built.named_parameters()}
-    assert built(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, small.width)
+    assert built.hidden(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, small.width)
 
 
 def test_a_tied_head_is_an_embedding():
@@ -78,7 +78,7 @@ def test_flops_equal_what_torch_counts(name, monkeypatch):
     model, batch, length = ALL[name], 2, 16
     module = build(model, VOCABULARY, seed=0)
     with FlopCounterMode(display=False) as counter:
-        hidden = module(torch.zeros(batch, length, dtype=torch.int64))
+        hidden = module.hidden(torch.zeros(batch, length, dtype=torch.int64))
         module.logits(hidden).sum().backward()
     expected = table.flops_per_token(model, VOCABULARY, length, causal=False) * batch * length
     assert counter.get_total_flops() == expected

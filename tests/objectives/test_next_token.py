@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from cupola import objectives
 from cupola.data.batch import IGNORED, Batch, Microbatch
 from cupola.models import build
-from cupola.recipe.schema import Model, Stage
+from cupola.recipe.model import Model
+from cupola.recipe.schema import Stage
 
 
 def stage(**settings) -> Stage:
@@ -30,7 +31,7 @@ def test_loss_is_the_plain_formula(module):
     objective, batch = objectives.build(stage()), microbatch()
     batch.targets[1, 3] = IGNORED
     parts = objective.loss(module, batch)
-    logits = F.linear(module(batch.tokens, batch.documents), module.head_weight)
+    logits = F.linear(module.hidden(batch.tokens, batch.documents), module.head_weight)
     expected = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
     torch.testing.assert_close(parts.sum, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(parts.loss, expected, rtol=1e-6, atol=0)

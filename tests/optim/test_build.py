@@ -5,7 +5,8 @@ import torch
 
 from cupola import optim
 from cupola.models import build
-from cupola.recipe.schema import Model, Optimizer
+from cupola.recipe.model import Model
+from cupola.recipe.schema import Optimizer
 
 KINDS = ["adamw", "muon"]
 

@@ -9,7 +9,7 @@ from cupola.data.batch import IGNORED, Microbatch
 from cupola.models import build
 from cupola.objectives import NextToken
 from cupola.parallel.engine import LocalEngine
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_gradient_is_of_the_mean_over_valid_tokens(module):
     parts[1].targets[:, 3:] = IGNORED
     valid = sum(int((p.targets >= 0).sum()) for p in parts)
     whole = joined(parts)
-    logits = F.linear(module(whole.tokens, whole.documents), module.head_weight)
+    logits = F.linear(module.hidden(whole.tokens, whole.documents), module.head_weight)
     expected = F.cross_entropy(logits.flatten(0, 1), whole.targets.flatten(), ignore_index=IGNORED)
     expected.backward()
     reference = gradients(module)

@@ -7,7 +7,7 @@ import pytest
 
 from cupola.errors import InputError
 from cupola.recipe.loading import load
-from cupola.recipe.schema import Model, Sizes
+from cupola.recipe.model import Model, Sizes
 from tests.recipe.whole_recipe import WHOLE
 
 
@@ -23,15 +23,15 @@ MIDTRAIN = "stages.midtrain={data: {mine: 1}, tokens: 1k tokens, learning_rate: 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["corpora.mine.npm=x", "corpora.mine.pypi=y"], "r.yaml:3: corpora.mine: names npm and pypi; a corpus has one source"),
-        (["corpora.mine.huggingface=x"], "r.yaml:3: corpora.mine: names files and huggingface; a corpus has one source"),
-        (["corpora.mine.python=code"], "r.yaml:3: corpora.mine: names files and python"),
-        (["corpora.mine.files=null"], "r.yaml:3: corpora.mine: names no source; give one of files, huggingface, apt"),
-        (["corpora.mine.files=[]"], "r.yaml:3: corpora.mine: names no source"),
+        (["corpora.mine.npm=x", "corpora.mine.pypi=y"], "--set corpora.mine.pypi=y: corpora.mine: names npm and pypi; a corpus has one source"),
+        (["corpora.mine.huggingface=x"], "--set corpora.mine.huggingface=x: corpora.mine: names files and huggingface; a corpus has one source"),
+        (["corpora.mine.python=code"], "--set corpora.mine.python=code: corpora.mine: names files and python"),
+        (["corpora.mine.files=null"], "--set corpora.mine.files=null: corpora.mine: names no source; give one of files, huggingface, apt"),
+        (["corpora.mine.files=[]"], "--set corpora.mine.files=[]: corpora.mine: names no source"),
         (["corpora.mine.fallback={max_bytes: 5}"], "--set corpora.mine.fallback={max_bytes: 5}: names no source"),
         (["corpora.mine.subset=x"], "--set corpora.mine.subset=x: only a huggingface source has subsets"),
         (["tokenizer.train_on=nobody"], "--set tokenizer.train_on=nobody: tokenizer.train_on.nobody: there is no corpus nobody; corpora has mine"),
-        (["tokenizer.kind=file"], "r.yaml:4: tokenizer.path: kind file needs the path of a tokenizer.json"),
+        (["tokenizer.kind=file"], "--set tokenizer.kind=file: tokenizer.path: kind file needs the path of a tokenizer.json"),
         (["tokenizer.path=x"], "--set tokenizer.path=x: has no effect on kind bpe"),
         (["model.vocabulary=511"], "--set model.vocabulary=511: 511 is less than the tokenizer's 512; raise it"),
         (["model.heads=5"], "--set model.heads=5: width 64 is not divisible by 5 heads; take a width of 60 or 65, or state head_width"),
@@ -39,8 +39,8 @@ MIDTRAIN = "stages.midtrain={data: {mine: 1}, tokens: 1k tokens, learning_rate: 
         (["model.heads=64"], "--set model.heads=64: rotary positions need an even head width, not 1"),
         (["model.head_width=7"], "--set model.head_width=7: rotary positions need an even head width, not 7"),
         (["model.key_value_heads=3"], "--set model.key_value_heads=3: 4 heads can't be shared among 3 key/value heads"),
-        (["model.positions=learned"], "r.yaml:6: model.max_positions: learned positions need the number of their rows"),
-        (["model.positions=learned", "model.max_positions=32"], "r.yaml:14: stages.pretrain.sequence_length: 64 is beyond the 32 learned positions"),
+        (["model.positions=learned"], "--set model.positions=learned: model.max_positions: learned positions need the number of their rows"),
+        (["model.positions=learned", "model.max_positions=32"], "--set model.max_positions=32: stages.pretrain.sequence_length: 64 is beyond the 32 learned positions"),
         (["model.positions=learned", "model.max_positions=64", "model.rope.factor=2"], "--set model.rope.factor=2: model.rope: has no effect on learned positions"),
         (["model.rope.factor=2"], "--set model.rope.factor=2: has no effect without rope_type"),
         (["model.rope={rope_type: llama3, factor: 2}"], "--set model.rope={rope_type: llama3, factor: 2}: rope_type llama3 needs original_max_position_embeddings"),
@@ -48,16 +48,20 @@ MIDTRAIN = "stages.midtrain={data: {mine: 1}, tokens: 1k tokens, learning_rate: 
         (["scale.data=8"], "--set scale.data=8: 8 workers: parallel layouts are not built yet"),
         (["scale.microbatch_tokens=32"], "--set scale.microbatch_tokens=32: 32 is less than one row of 64 tokens of stage pretrain"),
         (["stages.pretrain.sequence_length={0%: 48, 50%: 64}"], "--set stages.pretrain.sequence_length={0%: 48, 50%: 64}: 48 does not divide the longest, 64"),
-        (["stages.pretrain.batch_tokens=63"], "r.yaml:11: stages.pretrain: batch_tokens 63 at 0% is less than one row of 64 tokens; let batch_tokens be at least 64 from there, or sequence_length at most 63"),
-        (["stages.pretrain.sequence_length={0%: 64, 50%: 1024}"], "r.yaml:11: stages.pretrain: batch_tokens 512 at 50% is less than one row of 1024 tokens"),
-        (["stages.pretrain.tokens=5 epochs", "stages.pretrain.batch_tokens=63"], "r.yaml:11: stages.pretrain: batch_tokens 63 at 0%"),
-        (["stages.pretrain.tokens=100 steps", "stages.pretrain.batch_tokens={0: 64, 1000: 128}"], "r.yaml:11: stages.pretrain: batch_tokens: with a horizon in steps, positions are percentages"),
-        (["stages.pretrain.tokens=null"], "r.yaml:11: stages.pretrain: tokens is missing: how long the stage is"),
-        (["stages.pretrain.learning_rate.warmup=2M tokens"], "r.yaml:11: stages.pretrain: a warm-up of 2,000,000 tokens is longer than the stage (1,000,000)"),
+        (["stages.pretrain.batch_tokens=63"], "--set stages.pretrain.batch_tokens=63: stages.pretrain: batch_tokens 63 at 0% is less than one row of 64 tokens; let batch_tokens be at least 64 from there, or sequence_length at most 63"),
+        (["stages.pretrain.sequence_length={0%: 64, 50%: 1024}"], "--set stages.pretrain.sequence_length={0%: 64, 50%: 1024}: stages.pretrain: batch_tokens 512 at 50% is less than one row of 1024 tokens"),
+        (["stages.pretrain.tokens=5 epochs", "stages.pretrain.batch_tokens=63"], "--set stages.pretrain.batch_tokens=63: stages.pretrain: batch_tokens 63 at 0%"),
+        (["stages.pretrain.tokens=100 steps", "stages.pretrain.batch_tokens={0: 64, 1000: 128}"], "--set stages.pretrain.batch_tokens={0: 64, 1000: 128}: stages.pretrain: batch_tokens: with a horizon in steps, positions are percentages"),
+        (["stages.pretrain.tokens=null"], "--set stages.pretrain.tokens=null: stages.pretrain: tokens is missing: how long the stage is"),
+        (["stages.pretrain.learning_rate.warmup=2M tokens"], "--set stages.pretrain.learning_rate.warmup=2M tokens: stages.pretrain: a warm-up of 2,000,000 tokens is longer than the stage (1,000,000)"),
+        (["stages.pretrain.learning_rate.warmup=1955 steps", "seed=3"], "--set stages.pretrain.learning_rate.warmup=1955 steps: stages.pretrain: a warm-up of 1955 steps is longer than the stage (1,954 steps)"),
+        (["stages.pretrain.tokens=100 steps", "stages.pretrain.learning_rate.warmup=101 steps"], "--set stages.pretrain.learning_rate.warmup=101 steps: stages.pretrain: a warm-up of 101 steps is longer than the stage (100 steps)"),
+        (["stages.pretrain.learning_rate.warmup=100 steps", "stages.pretrain.tokens=10 steps"], "--set stages.pretrain.tokens=10 steps: stages.pretrain: a warm-up of 100 steps is longer than the stage (10 steps)"),
+        (["corpora.other={python: code}", "corpora.mine=null"], "--set corpora.mine=null: stages.pretrain.data.mine: there is no corpus mine; corpora has other"),
         (["stages.pretrain.carry=[weights, optimizer]"], "--set stages.pretrain.carry=[weights, optimizer]: there is no stage before this one"),
         ([MIDTRAIN + ", carry: [optimizer]}"], f"--set {MIDTRAIN}, carry: [optimizer]}}: stages.midtrain.carry: the optimizer's state belongs to the weights"),
         ([MIDTRAIN + ", optimizer: muon, carry: [weights, optimizer]}"], f"--set {MIDTRAIN}, optimizer: muon, carry: [weights, optimizer]}}: stages.midtrain.carry: muon can't go on from the state of adamw"),
-        (["stages.pretrain=null"], "r.yaml:10: stages: a recipe needs at least one stage"),
+        (["stages.pretrain=null"], "--set stages.pretrain=null: stages: a recipe needs at least one stage"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together(overrides, line):
@@ -79,6 +83,7 @@ def test_what_does_not_fit_together(overrides, line):
             "stages.pretrain.batch_tokens={0%: 32, 50%: 64}",
         ],
         ["stages.pretrain.tokens=2 epochs"],
+        ["stages.pretrain.tokens=100 steps", "stages.pretrain.learning_rate.warmup=100 steps"],
         [MIDTRAIN + ", carry: [weights, optimizer]}"],
         [MIDTRAIN + ", optimizer: muon, carry: []}"],
     ],
@@ -88,13 +93,20 @@ def test_what_fits(overrides):
 
 
 def test_sizes_fill_in_what_is_left_out():
-    assert Model(layers=1, width=96, heads=3).sizes() == Sizes(32, 3, 256)
-    assert Model(layers=1, width=100, heads=2, activation="gelu").sizes() == Sizes(50, 2, 448)
+    assert Model(layers=1, width=96, heads=3).sizes() == Sizes(3, 32, 3, 256)
+    assert Model(layers=1, width=100, heads=2, activation="gelu").sizes() == Sizes(2, 50, 2, 448)
     stated = Model(layers=1, width=96, heads=4, key_value_heads=2, head_width=16, feedforward=100)
-    assert stated.sizes() == Sizes(16, 2, 100)
+    assert stated.sizes() == Sizes(4, 16, 2, 100)
 
 
 def test_rows_of_the_embedding():
     model = Model(layers=1, width=8, heads=1)
     assert [model.rows(size) for size in (1, 64, 65, 8192)] == [64, 64, 128, 8192]
     assert Model(layers=1, width=8, heads=1, vocabulary=50257).rows(8192) == 50257
+
+
+def test_a_file_that_is_wrong_by_itself_is_not_blamed_on_an_override():
+    Path("r.yaml").write_text(WHOLE.replace("batch_tokens: 512", "batch_tokens: 63"))
+    with pytest.raises(InputError) as caught:
+        load("r.yaml", ["model.layers=3", "stages.pretrain.tokens=2M tokens"])
+    assert str(caught.value).startswith("r.yaml:11: stages.pretrain: batch_tokens 63 at 0%")

@@ -47,6 +47,10 @@ def test_the_recipe_itself_is_right():
         ("      peak: 1e-3", "      peak: .nan", "r.yaml:17: stages.pretrain.learning_rate.peak: a finite number is expected, not nan"),
         ("      peak: 1e-3", "      peak: .inf", "r.yaml:17: stages.pretrain.learning_rate.peak: a finite number is expected, not inf"),
         ("      peak: 1e-3", "      peak: 1e-3\n      decay: cosin", "r.yaml:18: stages.pretrain.learning_rate.decay: cosine, linear, constant are possible, not 'cosin'; did you mean cosine?"),
+        ("    data: {mine: 1}", "    objective: dpo\n    data: {mine: 1}", "r.yaml:12: stages.pretrain.objective: dpo is not built yet (this version has next_token)"),
+        ("    data: {mine: 1}", "    objective: next_tokens\n    data: {mine: 1}", "r.yaml:12: stages.pretrain.objective: next_token is expected, not 'next_tokens'"),
+        ("    data: {mine: 1}", "    data: {mine: 1}\n    optimizer: soap", "r.yaml:13: stages.pretrain.optimizer: soap is not built yet (this version has adamw, muon)"),
+        ("    data: {mine: 1}", "    data: {mine: 1}\n    optimizer: {kind: soap}", "r.yaml:13: stages.pretrain.optimizer.kind: soap is not built yet (this version has adamw, muon)"),
         ("1M tokens", "20%", "r.yaml:13: stages.pretrain.tokens: an amount in tokens, steps or epochs is expected, not '20%'"),
         ("1M tokens", "10 lightyears", "r.yaml:13: stages.pretrain.tokens: unknown unit 'lightyears'; units are tokens, steps, items, epochs, %"),
         ("1M tokens", "0 tokens", "r.yaml:13: stages.pretrain.tokens: must be above 0"),
@@ -100,7 +104,10 @@ def test_what_is_no_recipe_at_all(text, line):
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("stages.pretrain.sequense_length=5", "--set stages.pretrain.sequense_length=5: unknown key; did you mean sequence_length?"),
+        ("stages.pretrain.sequense_length=5", "--set stages.pretrain.sequense_length=5: unknown key; did you mean stages.pretrain.sequence_length?"),
+        ("model.vocabulry=5", "--set model.vocabulry=5: unknown key; did you mean model.vocabulary?"),
+        ("model={layres: 5}", "--set model={layres: 5}: model.layres: unknown key; did you mean model.layers?"),
+        ("stages.pretrain.objective=grpo", "--set stages.pretrain.objective=grpo: grpo is not built yet (this version has next_token)"),
         ("stages.pretran.tokens=5", "--set stages.pretran.tokens=5: stages has no pretran (did you mean pretrain?); to add it, give it whole: stages.pretran={...}"),
         ("stages.long=null", "--set stages.long=null: stages has no long (there are pretrain); nothing to remove"),
         ("stages.pretrain.learning_rate=-1", "--set stages.pretrain.learning_rate=-1: stages.pretrain.learning_rate.peak: must be above 0, not -1"),
@@ -117,7 +124,7 @@ def test_a_mistake_in_an_override(override, line):
 
 
 def test_more_mistakes_are_counted():
-    text = WHOLE.replace("layers: 2", "layers: 0").replace("heads: 4", "hats: 4")
+    text = WHOLE.replace("layers: 2", "layers: 0").replace("width: 64", "wide: 64")
     assert message(text) == "r.yaml:7: model.layers: must be at least 1, not 0 (and 2 more)"
 
 

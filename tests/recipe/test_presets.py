@@ -7,7 +7,7 @@ import pytest
 from cupola.models.table import count
 from cupola.recipe.loading import load_preset
 from cupola.recipe.lookup import presets
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 
 # As the published checkpoints count: the sum over the weight files of each model card on the Hugging Face
 # hub, tied heads once.

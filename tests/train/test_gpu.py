@@ -12,7 +12,8 @@ from cupola.models import build
 from cupola.objectives import NextToken
 from cupola.objectives.cross_entropy import linear_cross_entropy, token_losses
 from cupola.parallel.engine import LocalEngine
-from cupola.recipe.schema import Model, Optimizer
+from cupola.recipe.model import Model
+from cupola.recipe.schema import Optimizer
 from cupola.train.step import train_step
 
 pytestmark = [

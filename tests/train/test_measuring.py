@@ -10,7 +10,7 @@ from cupola.data.batch import Microbatch
 from cupola.models import build
 from cupola.objectives import NextToken
 from cupola.parallel.engine import LocalEngine
-from cupola.recipe.schema import Model
+from cupola.recipe.model import Model
 from cupola.train import compiling, precision
 from cupola.train.compiling import decide_compile
 from cupola.train.memory import keep_freed_memory

@@ -10,7 +10,8 @@ from cupola.data.batch import Batch, Microbatch
 from cupola.models import build
 from cupola.objectives import NextToken
 from cupola.parallel.engine import LocalEngine
-from cupola.recipe.schema import Model, Optimizer
+from cupola.recipe.model import Model
+from cupola.recipe.schema import Optimizer
 from cupola.train.step import clip, train_step
 
 

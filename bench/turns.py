@@ -1,0 +1,89 @@
+"""Contenders that take turns: each a process that lives for the whole measurement (`bench.worker`), so that a
+machine that slows down slows all of them."""
+
+import contextlib
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = "cupola"
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, name: str, compiled: bool, spec: dict[str, Any]) -> None:
+        self.name = f"{name} compiled" if compiled else name
+        self.ours = name == OURS
+        self.parameters = self.steps = 0
+        self.first_seconds = math.nan
+        self.turns: list[dict[str, float]] = []
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "bench.worker",
+                json.dumps({**spec, "contender": name, "compiled": compiled}),
+            ],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if spec["show_errors"] else self.errors,
+            text=True,
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """The next line, or `failed` with the last line of its errors."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        status = self.process.wait()
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines()
+        return {"failed": lines[-1] if lines else f"exit status {status}"}
+
+    def run(self, steps: int) -> dict[str, Any]:
+        """Train for `steps` steps and wait."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died; `answer` says why
+            self.process.stdin.write(json.dumps({"steps": steps}) + "\n")
+            self.process.stdin.flush()
+        return self.answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.errors.close()
+
+
+def start(
+    names: list[tuple[str, bool]], spec: dict[str, Any], turn_seconds: float
+) -> tuple[list[Worker], dict]:
+    """The workers that are there, warmed up, each with the steps of its turn; and why the others are not."""
+    ready, missing = [], {}
+    for name, compiled in names:
+        worker = Worker(name, compiled, spec)
+        answer = worker.answer()
+        if "parameters" in answer:
+            worker.parameters = answer["parameters"]
+            answer = first = worker.run(1)
+        if "seconds" in answer:
+            answer = worker.run(1)
+        if "seconds" not in answer:
+            missing[worker.name] = answer.get("absent") or f"failed: {answer.get('failed')}"
+            worker.close()
+            continue
+        worker.first_seconds = first["seconds"]
+        worker.steps = max(1, math.ceil(turn_seconds / answer["seconds"]))
+        ready.append(worker)
+    return ready, missing
