@@ -39,7 +39,7 @@ class Output(NamedTuple):
     """What a forward pass gives."""
 
     hidden: Tensor
-    """(batch, length, width) after the last norm: the parameters' dtype, or autocast's."""
+    """(batch, length, width) after the last norm, ready for the head: the parameters' dtype, or autocast's."""
     balance: Tensor | None
     """To be added to a sum of losses: see `layer.Carried`."""
     loads: tuple[Tensor, ...]
@@ -76,6 +76,7 @@ class Block(nn.Module):
 
     def __init__(self, model: Model, kinds: table.Block, layer: int) -> None:
         super().__init__()
+        self.residual = model.residual_multiplier
         self.mixer_norm = norm(model)
         self.mixer: Any = MIXERS[kinds.mixer](model, layer)
         self.feedforward_norm, self.feedforward = None, None
@@ -92,10 +93,10 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Carried]:
         """plans, states: one for each of `layers`."""
         mixed, carried = self.mixer(self.mixer_norm(x), plans[0], states[0], carried)
-        x = x + mixed
+        x = torch.add(x, mixed, alpha=self.residual)
         if self.feedforward is not None and self.feedforward_norm is not None:
             fed, carried = self.feedforward(self.feedforward_norm(x), plans[1], states[1], carried)
-            x = x + fed
+            x = torch.add(x, fed, alpha=self.residual)
         return x, carried
 
 
@@ -146,6 +147,8 @@ class LanguageModel(nn.Module):
         """
         inputs = self._inputs(tokens, documents, cache)
         x = self.embedding(tokens)
+        if self.settings.embedding_multiplier != 1:
+            x = x * self.settings.embedding_multiplier
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.positions is not None:
@@ -161,7 +164,10 @@ class LanguageModel(nn.Module):
             x, carried = block(x, [plans[layer.plan_key] for layer in layers], states, carried)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return Output(self.norm(x), carried.balance, carried.loads)
+        hidden = self.norm(x)
+        if self.settings.logits_scaling != 1:
+            hidden = hidden / self.settings.logits_scaling
+        return Output(hidden, carried.balance, carried.loads)
 
     def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The hidden states of `forward` alone."""

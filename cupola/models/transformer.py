@@ -106,6 +106,9 @@ class Attention(nn.Module):
         self.value = Linear(model.width, keys, model.attention_bias)
         self.query_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
         self.key_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
+        # The kernels scale by head_width^-1/2; another scale goes into the queries beforehand.
+        own = model.attention_multiplier
+        self.rescale = None if own is None else own * sizes.head_width**0.5
         self.output = Linear(queries, model.width, model.output_bias)
         self.rope = model.rope if model.positions == "rope" else None
         self.plan_key: Hashable = ("attention", self.rope, self.head_width, window)
@@ -151,6 +154,8 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if plan.rotation is not None:
             q, k = rotate(q, plan.rotation), rotate(k, plan.rotation)
+        if self.rescale is not None:
+            q = q * self.rescale
         if state is not None:
             keys, values = state.write(k, v, plan.start)
         if plan.whole is not None:

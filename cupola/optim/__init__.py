@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cupola.models import table
-from cupola.optim.muon import Muon
+from cupola.optim.muon import Muon, iteration_dtype
 from cupola.recipe import schema
 
-__all__ = ["Muon", "build", "load_optimizer_state", "optimizer_state", "set_learning_rate"]
+__all__ = ["Muon", "build", "iteration_dtype", "load_optimizer_state", "optimizer_state", "set_learning_rate"]
 
 
 def roles_of(module: Any) -> dict[str, table.Role]:
@@ -52,7 +52,7 @@ def _groups(
     module: nn.Module, settings: schema.Optimizer, roles: Mapping[str, table.Role]
 ) -> list[dict[str, Any]]:
     groups = []
-    for role in ("matrix", "embedding", "head", "vector"):
+    for role in ("matrix", "low_rank", "embedding", "head", "vector"):
         chosen = [p for name, p in module.named_parameters() if roles[name] == role and p.requires_grad]
         if chosen:
             matrix = role == "matrix"

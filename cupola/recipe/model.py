@@ -67,13 +67,36 @@ class RWKV7(Strict):
     head_width: int = Field(default=64, ge=1)
     """Channels of a head."""
     decay_rank: int | None = Field(default=None, ge=1)
-    """Rank of the decay's projection; ranks follow the width as published unless stated."""
+    """Rank of the decay's map; by default 2.5 sqrt(width), in multiples of 32 as the other ranks."""
     rate_rank: int | None = Field(default=None, ge=1)
-    """Rank of the in-context learning rate's projection."""
+    """Rank of the in-context learning rate's map; by default 2.5 sqrt(width)."""
     value_rank: int | None = Field(default=None, ge=1)
-    """Rank of the value residual's projection."""
+    """Rank of the value residual's map; by default 1.7 sqrt(width)."""
     gate_rank: int | None = Field(default=None, ge=1)
-    """Rank of the gate's projection."""
+    """Rank of the gate's map; by default 5 sqrt(width)."""
+
+    def ranks(self, width: int) -> "Ranks":
+        """The ranks in force for a model of that width; the defaults are those of the published trainer."""
+
+        def rank(stated: int | None, factor: float) -> int:
+            return stated or max(32, 32 * round(factor * width**0.5 / 32))
+
+        return Ranks(
+            decay=rank(self.decay_rank, 2.5),
+            rate=rank(self.rate_rank, 2.5),
+            value=rank(self.value_rank, 1.7),
+            gate=rank(self.gate_rank, 5.0),
+        )
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of RWKV-7's low-rank maps, as they are in force."""
+
+    decay: int
+    rate: int
+    value: int
+    gate: int
 
 
 class Experts(Strict):
@@ -205,6 +228,14 @@ class Model(Strict):
     """Settings of rotary positions."""
     max_positions: int | None = Field(default=None, ge=1)
     """Rows of the learned table; with rope, the context that the model is published for."""
+    embedding_multiplier: float = Field(default=1.0, gt=0)
+    """The embedding times this enters the stack (Granite; as the three below)."""
+    residual_multiplier: float = Field(default=1.0, gt=0)
+    """What a layer adds to the residual stream, times this."""
+    attention_multiplier: float | None = Field(default=None, gt=0)
+    """Scale of attention's scores; by default head_width^-1/2."""
+    logits_scaling: float = Field(default=1.0, gt=0)
+    """Logits are divided by this."""
     tied: bool = False
     """The head is the embedding."""
     vocabulary: int | None = Field(default=None, ge=2)

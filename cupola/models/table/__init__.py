@@ -10,7 +10,7 @@ layer. Both are looked up by kind in `MIXERS` and `FEEDFORWARDS`: another kind a
 
 from dataclasses import dataclass, replace
 
-from cupola.models.table import experts, transformer
+from cupola.models.table import experts, mamba, mamba2, rwkv7, transformer
 from cupola.models.table.declaration import Cut, Parameter, Part, Role, linear, vector
 from cupola.recipe.model import Model
 
@@ -33,10 +33,14 @@ __all__ = [
 MIXERS: dict[str, Part] = {
     "attention": transformer.ATTENTION,
     "sliding_attention": transformer.SLIDING_ATTENTION,
+    "mamba": mamba.MAMBA,
+    "mamba2": mamba2.MAMBA2,
+    "rwkv7": rwkv7.TIME_MIX,
 }
 FEEDFORWARDS: dict[str, Part] = {
     "gated": transformer.GATED,
     "plain": transformer.PLAIN,
+    "channel_mix": rwkv7.CHANNEL_MIX,
     "experts": experts.EXPERTS,
 }
 

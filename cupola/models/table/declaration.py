@@ -6,7 +6,7 @@ from typing import Literal
 
 from cupola.recipe.model import Model
 
-Role = Literal["matrix", "embedding", "head", "vector", "buffer"]
+Role = Literal["matrix", "low_rank", "embedding", "head", "vector", "buffer"]
 Cut = Literal["colwise", "rowwise", "vocabulary", "replicate", "replicate_by_head"]
 
 
@@ -76,9 +76,10 @@ def linear(
     bias: bool = False,
     draw: str = "normal",
     unit: int = 1,
+    role: Role = "matrix",
 ) -> list[Parameter]:
     """The weight (outputs, inputs) of a linear map, and its bias where it has one."""
-    found = [Parameter(f"{name}.weight", (outputs, inputs), "matrix", cut, draw, unit)]
+    found = [Parameter(f"{name}.weight", (outputs, inputs), role, cut, draw, unit)]
     if bias:
         # A rowwise map adds its bias once, after the sum over the workers.
         bias_cut: Cut = "colwise" if cut == "colwise" else "replicate"
@@ -88,8 +89,8 @@ def linear(
 
 
 def matrix_flops(part: list[Parameter]) -> float:
-    """2 FLOPs per element of each matrix, per token, forward."""
-    return 2.0 * sum(p.size for p in part if p.role == "matrix")
+    """2 FLOPs per element of each matrix, low-rank ones included, per token, forward."""
+    return 2.0 * sum(p.size for p in part if p.role in ("matrix", "low_rank"))
 
 
 def only_matrices(parameters: Callable[[Model, int], list[Parameter]]) -> Part:
