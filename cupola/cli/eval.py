@@ -6,6 +6,7 @@ import click
 
 from cupola.cli.options import emit, examples, json_option, read_text
 from cupola.display import ConsoleDisplay, Display
+from cupola.errors import InputError
 
 
 @click.command(
@@ -37,7 +38,7 @@ def command(run: str, stage: str | None, files: tuple[str, ...], stride: int | N
 
     Each document, and each FILE, is scored on its own, every byte once.
     """
-    texts = {name: [read_text(name, "--text")] for name in files}
+    texts = {name: [_scored_text(name)] for name in files}
 
     from cupola.pipeline.opening import open_run
 
@@ -55,6 +56,13 @@ def command(run: str, stage: str | None, files: tuple[str, ...], stride: int | N
         emit(result)
     else:
         _show(result, "texts" if files else "sources")
+
+
+def _scored_text(name: str) -> str:
+    text = read_text(name, "--text")
+    if not text:
+        raise InputError(f"--text {name}: holds no text, so there is nothing to measure")
+    return text
 
 
 def evaluate(
