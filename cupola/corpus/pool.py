@@ -2,9 +2,9 @@
 
 Guarantees: results come in the order of the portions whatever the number of processes; at most a few
 portions per process are under way; when the caller stops asking, nothing more is read; the processes end
-with the one that started them, also when that one is killed. Processes are spawned, not forked, so they are
-safe beside threads; that costs about half a second, and a small amount of work is done in this process
-instead.
+with the one that started them, also when that one is killed; Ctrl-C is that one's to handle, from their
+first instruction on. Processes are spawned, not forked, so they are safe beside threads; that costs about
+half a second, and a small amount of work is done in this process instead.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 
 from cupola.corpus.reading import Portion, Reading, Rules, read_portion
 from cupola.errors import CupolaError
@@ -45,11 +46,13 @@ def read_in_order(portions: Iterator[Portion], rules: Rules, processes: int) -> 
             yield read_portion(portion, rules)
         return
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # which, started later, would undo the mask
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare_process)
     try:
         waiting: deque[Future[Reading]] = deque()
         for portion in portions:
-            waiting.append(pool.submit(read_portion, portion, rules))
+            with _interrupts_held():  # a submission may start a process, which inherits the mask
+                waiting.append(pool.submit(read_portion, portion, rules))
             if len(waiting) >= UNDER_WAY * processes:
                 yield waiting.popleft().result()
         while waiting:
@@ -60,9 +63,17 @@ def read_in_order(portions: Iterator[Portion], rules: Rules, processes: int) -> 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits in this thread, and never reaches a process started inside: the first process ends it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _prepare_process() -> None:
-    # Ctrl-C is the first process's to handle, which ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -66,6 +66,26 @@ def test_killed_the_processes_end_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
+def test_an_interrupt_does_not_reach_the_processes_from_their_first_instruction_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    interrupted = set()
+
+    def portions() -> object:
+        for number in range(50):
+            for child in psutil.Process(os.getpid()).children():  # as Ctrl-C does, while they still import
+                interrupted.add(child.pid)
+                child.send_signal(signal.SIGINT)
+            yield ready(number)
+
+    readings = list(pool.read_in_order(portions(), RULES, 2))  # type: ignore[arg-type]
+    assert [reading.documents[0].id for reading in readings] == [str(number) for number in range(50)]
+    assert len(interrupted) >= 2
+    assert "Traceback" not in capfd.readouterr().err
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+@pytest.mark.multiprocess
 def test_a_killed_reader_is_one_line() -> None:
     def portions() -> object:
         for number in range(100_000):
