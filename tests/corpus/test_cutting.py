@@ -39,6 +39,39 @@ def test_lines_of_a_large_file(tmp_path: Path, packed: bool) -> None:
     assert portions > 5
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("where", [0, 3, 40, 80])
+@pytest.mark.parametrize("over", [0, 1, 700, 5000])
+def test_a_line_that_is_too_long_costs_itself(tmp_path: Path, where: int, over: int, packed: bool) -> None:
+    lines = [json.dumps({"text": f"Line {number}."}).encode() for number in range(1, 81)]
+    empty = len(json.dumps({"text": ""}))
+    lines.insert(where, json.dumps({"text": "x" * (1000 + over - empty)}).encode())
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    path.write_bytes(gzip.compress(b"\n".join(lines)) if packed else b"\n".join(lines))
+    report = Reading()
+    portions = list(cutting._line_cuts(entry(path, "jsonl"), report))
+    found = [item.id for portion in portions for item in read_portion(portion, RULES).documents]
+    kept = [number for number in range(1, 82) if not over or number != where + 1]
+    assert found == [f"{path.name}:{number}" for number in kept]
+    assert max(len(portion.data or b"") for portion in portions) <= 2000
+    assert report.skipped == {}
+    if over:
+        assert report.dropped == {"line of over 1 kB": 1}
+        length = f"{(1000 + over) / 1000:.3g} kB"
+        assert report.warnings == [f"{path.name}: line {where + 1} has {length} and was skipped"]
+    else:
+        assert report.dropped == {}
+
+
+def test_the_costs_of_lines_are_the_size_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    line = json.dumps({"text": "some words"}) + "\n"
+    path.write_text(line * 99 + "x" * 3500 + "\n" + line * 99)
+    assert sum(part.cost for part in cutting.portions([entry(path, "jsonl")], Reading())) == len(
+        path.read_bytes()
+    )
+
+
 def test_a_large_text_is_cut_at_blank_lines(tmp_path: Path) -> None:
     paragraphs = [f"Paragraph {number} " + "word " * (number % 30) + "end." for number in range(150)]
     path = tmp_path / "a.txt"
@@ -70,7 +103,7 @@ def test_small_files_travel_together(tmp_path: Path) -> None:
     [
         ("a.txt", "text", b"\x00" * 5000, "binary"),
         ("a.txt.gz", "text", b"\x1f\x8bnot gzip" * 500, "unreadable"),
-        ("a.jsonl", "jsonl", b'{"text": "' + b"x" * 5000, "too large"),
+        ("a.jsonl", "jsonl", b"\x00" * 5000, "binary"),
         ("a.parquet", "parquet", b"no", "unreadable"),
     ],
 )
