@@ -6,9 +6,19 @@ error and the exit status that the class carries; nothing below the command line
 
 
 class CupolaError(Exception):
-    """A run that could not go on (a full disk, a checkpoint that will not verify). Exit status 1."""
+    """A run that could not go on (a full disk, a checkpoint that will not verify). Exit status 1.
+
+    Args:
+        problem: what is wrong, and where.
+        cure: what the user does about it, where that is not said in `problem`; code that mends it by itself
+            shows `problem` alone.
+    """
 
     exit_status = 1
+
+    def __init__(self, problem: str, cure: str = "") -> None:
+        super().__init__(f"{problem}; {cure}" if cure else problem)
+        self.problem = problem
 
 
 class InputError(CupolaError):

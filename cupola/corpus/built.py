@@ -56,6 +56,6 @@ def build_once(
                 check()
                 return False
             except CupolaError as error:
-                display.warn(f"{error}; it is made again")
+                display.warn(f"{error.problem}; it is made again")
         build()
         return True

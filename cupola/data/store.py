@@ -175,11 +175,12 @@ class TokenStore:
         try:
             manifest = storage.verify(folder, contents=False)
         except CupolaError as error:
-            raise CupolaError(f"{error}; {_mend(folder)}") from None
+            raise CupolaError(str(error), _mend(folder)) from None
         if manifest.get("kind") != KIND or manifest.get("version") != VERSION:
             raise CupolaError(
                 f"{folder}: is not a token store of version {VERSION}"
-                f" ({manifest.get('kind', 'no kind')}, version {manifest.get('version')}); {_mend(folder)}"
+                f" ({manifest.get('kind', 'no kind')}, version {manifest.get('version')})",
+                _mend(folder),
             )
         made_with = manifest["tokenizer"]
         self.documents, self.bytes = manifest["documents"], manifest["bytes"]
@@ -191,7 +192,7 @@ class TokenStore:
         said = (manifest["tokens"], manifest["documents"], manifest["dtype"])
         found = (self.length, self.index.documents, self.index.dtype.name)
         if said != found:
-            raise CupolaError(f"{folder}: manifest and index disagree, {said} and {found}; {_mend(folder)}")
+            raise CupolaError(f"{folder}: manifest and index disagree, {said} and {found}", _mend(folder))
         if tokenizer is not None and tokenizer.fingerprint != self.tokenizer_fingerprint:
             raise InputError(
                 f"{folder}: was made with another tokenizer ({self.tokenizer_fingerprint[:12]}, not"
@@ -241,7 +242,7 @@ class TokenStore:
                 task.advance(len(block))
         ends = np.append(self.document_starts, self.length)[1:] - 1
         if found != self.documents or (self.tokens[ends] != self.delimiter).any():
-            raise CupolaError(f"{self.path}: the delimiter does not end each document; {_mend(self.path)}")
+            raise CupolaError(f"{self.path}: the delimiter does not end each document", _mend(self.path))
 
 
 class ForeignStore(TokenStore):

@@ -67,6 +67,8 @@ def test_done_once_and_again_if_damaged(source: Path, tokenizer: Tokenizer) -> N
     encode_source(source, tokenizer, heard)
     assert len(heard.said) == 3
     assert "tokens.bin: has" in heard.warnings[0]
+    assert heard.warnings[0].endswith("; it is made again")
+    assert "delete" not in heard.warnings[0]  # that is for who has to mend it by hand
     assert TokenStore(folder / "train").fingerprint == fingerprint
 
 
