@@ -59,7 +59,8 @@ class Tokenizer:
         size: number of ids; every id is below it.
         delimiter: id of the token between documents.
         special: name -> id of the special tokens.
-        fingerprint: SHA-256 (hex) of the file's contents, independent of its layout.
+        fingerprint: SHA-256 (hex) of the file's contents, independent of its layout, and of the delimiter's
+            name where the file alone does not say it (none of `DELIMITERS` is in it).
         engine: "tiktoken" or "tokenizers".
         engine_reason: why it is not tiktoken; empty where it is.
     """
@@ -89,7 +90,10 @@ class Tokenizer:
         self.special: dict[str, int] = {t["content"]: t["id"] for t in added if t.get("special")}
         self.delimiter = self._find_delimiter(vocabulary, end_of_text)
         # Truncation and padding are not read, so they are no part of what the tokenizer is.
-        self.fingerprint = storage.digest({**self.spec, "truncation": None, "padding": None})
+        read = {**self.spec, "truncation": None, "padding": None}
+        if self._reference.id_to_token(self.delimiter) not in DELIMITERS:
+            read["delimiter"] = self.delimiter
+        self.fingerprint = storage.digest(read)
         self._byte_level = tiktoken_engine.is_byte_level(self.spec)
         self._added = {t["id"]: t["content"] for t in added}
         self._fast, self.engine_reason = tiktoken_engine.build(self.spec, self._reference)

@@ -226,6 +226,16 @@ def test_fingerprint_is_of_the_contents() -> None:
     assert Tokenizer(json.dumps(spec)).fingerprint != trained().fingerprint
 
 
+def test_fingerprint_is_of_the_delimiter_where_the_file_does_not_say_it(tmp_path: Path) -> None:
+    spec = json.loads(trained()._text.replace("<|endoftext|>", "<|stop|>"))
+    spec["added_tokens"].append({**spec["added_tokens"][0], "id": trained().size, "content": "<|turn|>"})
+    found = {name: Tokenizer(json.dumps(spec), end_of_text=name) for name in ("<|stop|>", "<|turn|>")}
+    assert found["<|stop|>"].delimiter != found["<|turn|>"].delimiter
+    assert found["<|stop|>"].fingerprint != found["<|turn|>"].fingerprint
+    found["<|turn|>"].save(tmp_path)
+    assert Tokenizer.load(tmp_path).fingerprint == found["<|turn|>"].fingerprint
+
+
 @pytest.mark.oracle
 def test_transformers_reads_what_is_saved(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
