@@ -55,7 +55,7 @@ class Gathered:
         path: folder with `train.parquet` and `heldout.parquet` (see `documents`).
         facts: documents and bytes of each split, dropped (documents by reason), skipped_files (by reason),
             decoded (by rule, what was not UTF-8), licences (documents by note), taken (source, fallback:
-            bool, because), versions, cleaning.
+            bool, because), versions, cleaning; nothing_held_out (why), where that is so.
     """
 
     path: Path
@@ -94,6 +94,7 @@ def gather(name: str, corpus: Corpus, display: Display, refresh: bool = False) -
                     if known.get("chosen") == number and not source.local and _cached(block, known["inputs"])
                     else source.resolve(display, refresh)
                 )
+                gathered = _gather_one(name, block, source, resolved, display)
             except SourceUnavailable as error:
                 because.append(f"{source.label}: {error}")
                 if number + 1 < len(chain):
@@ -101,23 +102,17 @@ def gather(name: str, corpus: Corpus, display: Display, refresh: bool = False) -
                         f"{name}: {error}; taking the fallback, {source_of(chain[number + 1]).label}"
                     )
                 continue
-            gathered = _gather_one(name, block, source, resolved, display)
-            facts = {
-                "chosen": number,
-                "because": because,
-                "inputs": resolved.inputs,
-                "versions": resolved.versions,
-            }
-            write_json(pointer, facts)
+            remembered = {"inputs": resolved.inputs, "versions": resolved.versions}
+            write_json(pointer, {"chosen": number, "because": because, **remembered})
             if known.get("chosen") == number and number > 0:
                 display.warn(
                     f"{name}: {source.label} is a fallback, taken before since {because[0]};"
                     " `cupola corpus gather --refresh` tries again"
                 )
-            taken = {"source": source.label, "fallback": number > 0, "because": because}
-            return Gathered(
-                gathered, {**read_manifest(gathered), "taken": taken, "versions": resolved.versions}
-            )
+            facts = {**read_manifest(gathered), "versions": resolved.versions}
+            facts["taken"] = {"source": source.label, "fallback": number > 0, "because": because}
+            _note_nothing_held_out(name, block, facts, display)
+            return Gathered(gathered, facts)
     raise InputError(f"corpora.{name}: cannot be had: {'; '.join(because)}")
 
 
@@ -194,11 +189,16 @@ def _gather_one(name: str, block: Corpus, source: Source, resolved: Resolved, di
     seconds = time.monotonic() - begun
     rate = sum(facts["bytes"].values()) / max(seconds, 1e-3)
     display.say(f"{name}: {_summary(facts)}, from {source.label} in {duration(seconds)} ({size(rate)}/s)")
-    if facts["documents"]["heldout"] == 0:
-        display.warn(
-            f"{name}: nothing is held out of it ({'one piece of text' if block.heldout else 'heldout: 0'})"
-        )
     return target
+
+
+def _note_nothing_held_out(name: str, block: Corpus, facts: dict[str, Any], display: Display) -> None:
+    """Say and record why a source has no held-out text, and what gives it some."""
+    if facts["documents"]["heldout"] == 0:
+        alone = "it is one piece of text; add another, or cut it into several files"
+        why = alone if block.heldout else "heldout: 0"
+        facts["nothing_held_out"] = why
+        display.warn(f"{name}: nothing is held out of it, so nothing is measured on it ({why})")
 
 
 def _summary(facts: dict[str, Any]) -> str:
@@ -215,7 +215,7 @@ def _make(
     with new_folder(target, facts) as folder:
         workspace = folder / "unpacked"
         workspace.mkdir()
-        with nullcontext() if source.local else display.task(f"{name}: unpacking"):
+        with nullcontext() if source.local else display.task(f"{name}: opening"):
             work = source.open(workspace, report)
         with (
             DocumentWriter(folder / "train.parquet") as train,

@@ -190,8 +190,8 @@ def _texts(portion: Portion, entry: Entry, rules: Rules, reading: Reading) -> It
     is_rst = entry.format == "text" and entry.packaged and reads_as_rst(found.text)
     text = CONVERTERS["rst" if is_rst else entry.format](found.text)
     if not text and entry.format in ("html", "manual"):
-        kind = "index page" if entry.format == "html" else "alias or mdoc manual page"
-        reading.dropped[kind] += 1
+        page = "index page" if entry.packaged else "no text beside links"
+        reading.dropped[page if entry.format == "html" else "alias or mdoc manual page"] += 1
         return
     yield (entry.id if portion.first is None else f"{entry.id}@{portion.first}"), text
 

@@ -1,5 +1,6 @@
 """Gathering files: formats, dirt, duplicates, limits, the split, the cache, kills, and two at once."""
 
+import glob
 import gzip
 import json
 import os
@@ -111,6 +112,49 @@ def test_patterns(tmp_path: Path, cache: Path, heard: Heard, pattern: str, names
     assert paths == names
 
 
+@pytest.mark.parametrize("name", ["$HOME", "~", "[old]", "a*b?"])
+@pytest.mark.parametrize("pattern", ["in", "in/*.txt", "**/*.txt"])
+def test_any_character_in_a_folder(
+    tmp_path: Path, cache: Path, heard: Heard, name: str, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / name / "in", {"a.txt": prose("a")})
+    monkeypatch.chdir(tmp_path / name)
+    folder = tmp_path / name
+    whole = f"{glob.escape(str(folder))}/{pattern}" if "*" in pattern else f"{folder}/{pattern}"
+    expected = {"in": "in/a.txt", "in/*.txt": "a.txt", "**/*.txt": "in/a.txt"}[pattern]
+    for files in (whole, pattern):
+        found = gather("mine", Corpus(files=files), heard)
+        assert texts(found.path) == {expected: prose("a")}
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/**/*.txt", "/*", "/**/deep/*"])
+def test_links_are_followed_and_each_file_is_read_once(
+    tmp_path: Path, cache: Path, heard: Heard, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "in", {"deep/a.txt": prose("a"), "deep/deep/b.txt": prose("b")})
+    elsewhere = write(tmp_path / "elsewhere", {"c.txt": prose("c")})
+    for name in ("up", "deep/up", "deep/again", "deep/deep/again"):  # exponential for whoever goes round
+        (folder / name).symlink_to(folder, target_is_directory=True)
+    (folder / "deep" / "out").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "deep" / "z.txt").symlink_to(folder / "deep" / "a.txt")
+    (folder / "nowhere.txt").symlink_to(tmp_path / "nothing")
+    found = gather("mine", Corpus(files=f"{folder}{pattern}", heldout=0), heard)
+    assert sorted(texts(found.path).values()) == sorted(prose(name) for name in "abc")
+    assert found.facts["dropped"] == {}
+    assert found.facts["skipped_files"] == {}
+
+
+def test_pages_without_text_of_ones_own_are_no_index_pages(tmp_path: Path, cache: Path, heard: Heard) -> None:
+    links = "".join(f'<li><a href="{n}.html">Chapter {n} of the book</a></li>' for n in range(50))
+    files: dict[str, bytes | str] = {
+        "a.html": page("a"),
+        "empty.html": "<html><body></body></html>",
+        "links.html": f"<html><body><ul>{links}</ul></body></html>",
+    }
+    found = gather("mine", Corpus(files=str(write(tmp_path / "in", files))), heard)
+    assert found.facts["dropped"] == {"no text beside links": 2}
+
+
 def test_exclude(tmp_path: Path, cache: Path, heard: Heard) -> None:
     folder = write(tmp_path / "in", {"a.txt": prose("a"), "old/b.txt": prose("b"), "c.txt": prose("c")})
     found = gather("mine", Corpus(files=f"{folder}/**/*.txt", exclude=["**/old/**", "c.*"]), heard)
@@ -195,13 +239,19 @@ def test_one_document_stays_for_training_and_the_run_says_so(
     folder = write(tmp_path / "in", {"a.txt": prose("only")})
     found = gather("mine", Corpus(files=str(folder), heldout=0.01), heard)
     assert found.facts["documents"] == {"train": 1, "heldout": 0}
-    assert any("nothing is held out" in line for line in heard.warnings)
+    for _ in range(2):  # also when it comes from the cache
+        heard.warnings.clear()
+        found = gather("mine", Corpus(files=str(folder), heldout=0.01), heard)
+        assert "one piece of text; add another" in found.facts["nothing_held_out"]
+        (line,) = [line for line in heard.warnings if "nothing is held out" in line]
+        assert found.facts["nothing_held_out"] in line
 
 
 def test_heldout_zero_holds_nothing_out(tmp_path: Path, cache: Path, heard: Heard) -> None:
     folder = write(tmp_path / "in", numbered(5))
     found = gather("mine", Corpus(files=str(folder), heldout=0), heard)
     assert found.facts["documents"] == {"train": 5, "heldout": 0}
+    assert found.facts["nothing_held_out"] == "heldout: 0"
 
 
 def test_a_book_is_held_out_in_part_and_else_stays_whole(tmp_path: Path, cache: Path, heard: Heard) -> None:

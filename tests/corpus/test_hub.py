@@ -28,6 +28,36 @@ def test_a_data_set_is_streamed(tmp_path: Path, cache: Path, heard: Heard) -> No
     assert gather("web", corpus, heard).path == found.path
 
 
+def test_a_changed_folder_is_noticed_and_an_unchanged_one_not_read(
+    tmp_path: Path, cache: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    file = tmp_path / "set" / "train.jsonl"
+    file.parent.mkdir()
+    corpus = Corpus(huggingface=str(file.parent), heldout=0)
+    load, loaded = datasets.load_dataset, []
+
+    def counted(*arguments: object, **options: object) -> object:
+        loaded.append(arguments)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", counted)
+    for number, subjects in enumerate((["one"], ["one", "two"], ["one", "six"]), 1):
+        file.write_text("".join(json.dumps({"text": prose(subject)}) + "\n" for subject in subjects))
+        for _ in range(2):
+            found = gather("web", corpus, heard)
+            assert [item.text for item in documents(found.path, "train")] == [prose(s) for s in subjects]
+        assert len(loaded) == number
+
+
+def test_a_folder_that_is_no_dataset_takes_the_fallback(tmp_path: Path, cache: Path, heard: Heard) -> None:
+    pytest.importorskip("datasets")
+    corpus = Corpus(huggingface=str(tmp_path), fallback=Corpus(python="code", max_bytes=20_000))
+    found = gather("web", corpus, heard)
+    assert found.facts["taken"]["fallback"] is True
+    assert f"{tmp_path} cannot be read by datasets" in found.facts["taken"]["because"][0]
+
+
 def test_without_the_library_the_fallback_is_taken(
     cache: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

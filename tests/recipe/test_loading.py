@@ -1,5 +1,6 @@
 """Bases, presets, --set, paths and what comes out of loading."""
 
+import glob
 import os
 from pathlib import Path
 
@@ -242,6 +243,26 @@ class TestPaths:
         )
         assert files == ["/data/texts/a.md", "/data/texts/b.md", "/home/somebody/c.md"]
 
+    @pytest.mark.parametrize("name", ["$HOME", "a$b", "$$", "${X}", "[old]", "a*b?", "~"])
+    def test_any_character_in_the_folder_of_the_recipe(self, folder, monkeypatch, name):
+        there = folder / name
+        write(there / "texts" / "a.md", "text")
+        write(there / "whole.yaml", WHOLE)
+        monkeypatch.chdir(there)
+        recipe = load("whole.yaml", ["tokenizer={kind: file, path: tok.json}"])
+        assert glob.glob(recipe.corpora["mine"].files) == [str(there / "texts" / "a.md")]
+        assert recipe.tokenizer.path == str(there / "tok.json")
+        named = load("whole.yaml", ["corpora.mine.files=[texts, texts/a.md]"])
+        assert named.corpora["mine"].files == [str(there / "texts"), str(there / "texts/a.md")]
+        for loaded in (recipe, named):
+            assert load(write("again.yaml", yaml.safe_dump(dump(loaded)))) == loaded
+
+    def test_a_dollar_is_written_twice(self, folder, monkeypatch):
+        monkeypatch.setenv("PRICE", "5$")
+        recipe = load("whole.yaml", ["corpora.mine.files=['/$$HOME/${PRICE}/$$$PRICE']"])
+        assert recipe.corpora["mine"].files == ["/$HOME/5$/$5$"]
+        assert load(write("again.yaml", yaml.safe_dump(dump(recipe)))) == recipe
+
     def test_an_unset_variable(self, folder):
         write("v.yaml", WHOLE.replace("texts/*.md", "'${NOWHERE_SET}/x'"))
         with pytest.raises(
@@ -287,6 +308,9 @@ class TestLookup:
                 "hole.yaml",
                 r"^hole\.yaml: no such file; did you mean whole\.yaml\? \(shipped recipes: .*quickstart",
             ),
+            ("zebra.yaml", r"^zebra\.yaml: no such file \(shipped recipes: "),
+            ("x.yaml", r"^x\.yaml: no such file \(shipped recipes: "),
+            ("whole.yml", r"^whole\.yml: no such file; did you mean whole\.yaml\?"),
             ("x/quickstart.yaml", r"no such file; the shipped recipe is called by its name, quickstart$"),
             (".", r"^\.: is a folder"),
         ],
