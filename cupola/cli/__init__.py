@@ -1,9 +1,10 @@
 """The command line: parse, call, print; and the contract of errors and exit statuses.
 
-Guarantees: 0 done; 1 the run failed; 2 the input is wrong; 130 interrupted. Every failure is one line on
-standard error that begins with `error:` (`interrupted:` for 130); a traceback only with `--debug`, which
-is accepted anywhere among the options. `cupola --help` imports click and nothing heavier: a command's
-module is loaded when that command is called, and what it computes with only inside its function.
+Guarantees: 0 done; 1 the run failed; 2 the input is wrong; 130 interrupted. Every failure is one line, the
+last on standard error (progress and warnings may stand before it), that begins with `error:`
+(`interrupted:` for 130); a traceback only with `--debug`, which is accepted anywhere among the options.
+`cupola --help` imports click and nothing heavier: a command's module is loaded when that command is called,
+and what it computes with only inside its function.
 
 A command is a module `cupola/cli/<name>.py` that holds a click command or group named `command`, and a
 line in `COMMANDS`.

@@ -51,16 +51,25 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     )
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead.")
-def schema(out: Path | None) -> None:
-    """Print the JSON schema by which an editor completes and checks a recipe."""
+@json_option
+def schema(out: Path | None, as_json: bool) -> None:
+    """Print the JSON schema by which an editor completes and checks a recipe.
+
+    It is JSON in any case; with --json it is one line.
+    """
     from cupola.recipe.json_schema import schema as recipe_schema
     from cupola.storage import write_json
 
+    if out is None and as_json:
+        emit(recipe_schema())
+        return
     if out is None:
         click.echo(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
         return
     write_json(out, recipe_schema())
     click.echo(f"{out}: written", err=True)
+    if as_json:
+        emit({"path": str(out)})
 
 
 @command.command("list", epilog=examples("cupola recipe list", "cupola recipe list --json"))

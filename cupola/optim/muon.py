@@ -79,7 +79,7 @@ class Muon(Optimizer):
             gradients = _gradients(members)
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-            updates = orthogonalise(torch.stack(ahead), self.dtype or fast_dtype(members[0].device))
+            updates = orthogonalise(torch.stack(ahead), self.dtype or iteration_dtype(members[0].device))
             size = 0.2 * max(shape) ** 0.5
             torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(members, list(updates.to(members[0].dtype)), alpha=-group["lr"] * size)
@@ -114,7 +114,7 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
+def iteration_dtype(device: torch.device) -> torch.dtype:
     """bf16 where matrix products in it are fast: on a GPU, and on CPUs with instructions for it."""
     if device.type != "cpu":
         return torch.bfloat16

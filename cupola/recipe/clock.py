@@ -67,9 +67,33 @@ class Clock:
         """Number of batches."""
         if self.step_count > 1 and self.boundary(self.step_count - 1) == self.end:
             self.step_count -= 1  # what is left after the last whole batch is less than half a row
-        self.warmup = self.tokens_of(stage.learning_rate.warmup)
-        if self.warmup > max(self.total, self.end):
-            raise InputError(f"a warm-up of {self.warmup:,} tokens is longer than the stage ({self.total:,})")
+        self.warmup = self._warmup(stage.learning_rate.warmup)
+
+    def _warmup(self, asked: Quantity) -> int:
+        tokens = self.tokens_of(asked)
+        if asked.unit == "steps" and asked.amount > self.step_count:
+            raise InputError(f"a warm-up of {asked} is longer than the stage ({self.step_count:,} steps)")
+        if tokens > max(self.total, self.end):
+            raise InputError(f"a warm-up of {tokens:,} tokens is longer than the stage ({self.total:,})")
+        return tokens
+
+    def notes(self) -> list[str]:
+        """What a person should hear of the batches: those that are no whole number of rows."""
+        starts = {phase.start: phase.size for phase in self._phases}
+        lengths = (start for start, _ in self._lengths)
+        windows = (-(-start // self.window) * self.window for start, _ in self._lengths)  # where they count
+        found = {}
+        for position in sorted({*starts, *lengths, *windows}):
+            if position >= self.end:
+                break
+            size = starts[max(start for start in starts if start <= position)]
+            length = self.sequence_length(position)
+            if size % length:
+                found[size, length] = (
+                    f"batch_tokens {size} is no multiple of the row of {length}: batches alternate between "
+                    f"{size // length} and {size // length + 1} rows"
+                )
+        return list(found.values())
 
     def sequence_length(self, position: int) -> int:
         """Length of the row that begins at a position, or contains it."""

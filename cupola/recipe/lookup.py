@@ -63,8 +63,10 @@ def find_recipe(text: str, folder: Path, where: str = "") -> Path:
         raise InputError(
             f"{where}{text}: no such file; the shipped recipe is called by its name, {path.stem}"
         )
-    close = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
-    hint = f"; did you mean {shown(path.with_name(close))}?" if close else ""
+    # Without their endings, which all have in common and which would make any two look alike.
+    beside = {file.stem: file for file in sorted(path.parent.glob("*.y*ml"))}
+    close = did_you_mean(path.stem, beside)
+    hint = f"; did you mean {shown(beside[close])}?" if close else ""
     raise InputError(f"{where}{text}: no such file{hint} (shipped recipes: {', '.join(names)})")
 
 

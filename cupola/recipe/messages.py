@@ -43,6 +43,15 @@ ELSEWHERE = {
 }
 """What other systems call it."""
 
+TO_COME = {
+    ("objective",): ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "reward", "ppo", "grpo"),
+    ("optimizer", "kind"): ("soap",),
+}
+"""Values that are planned, by the last keys of where they will stand."""
+
+OVERRIDE = "--set "
+"""How the location of a value begins that the command line gave."""
+
 WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -63,13 +72,23 @@ LIMITS = {
 }
 
 
-def located(tree: Node, path: Sequence[Key], message: str) -> str:
-    """`FILE:LINE: key: message`, or `--set KEY=VALUE: message` where the key is that KEY."""
+def located(tree: Node, path: Sequence[Key], message: str, cause: str | None = None) -> str:
+    """`FILE:LINE: key: message`, or `--set KEY=VALUE: message` where the key is that KEY.
+
+    Args:
+        cause: the KEY=VALUE that is to blame where the key itself was written in a file.
+    """
     where = tree.nearest(path).where
+    if cause is not None and not _is_override(where):
+        where = f"{OVERRIDE}{cause}"
     key = dotted(path)
-    if where.startswith(f"--set {key}=") or not key:
+    if where.startswith(f"{OVERRIDE}{key}=") or not key:
         return f"{where}: {message}"
     return f"{where}: {key}: {message}"
+
+
+def _is_override(where: str) -> bool:
+    return where.startswith(OVERRIDE)
 
 
 def explain(error: ValidationError, tree: Node) -> list[str]:
@@ -78,7 +97,7 @@ def explain(error: ValidationError, tree: Node) -> list[str]:
     for item in sorted(error.errors(), key=lambda item: item["type"] == "missing"):
         at_key.setdefault(_path(item, tree), []).append(item)
     return [
-        located(tree, path, _message(path, items))
+        located(tree, path, _message(path, items, _is_override(tree.nearest(path).where)))
         for path, items in at_key.items()
         if not _decided_deeper(path, items, list(at_key))
     ]
@@ -99,17 +118,32 @@ def _path(item: Any, tree: Node) -> tuple[Key, ...]:
     return (*path, item["loc"][-1]) if item["type"] == "missing" else path
 
 
-def _message(path: tuple[Key, ...], items: list[Any]) -> str:
+def _message(path: tuple[Key, ...], items: list[Any], overridden: bool) -> str:
     first = items[0]
     if first["type"] == "extra_forbidden":
-        return _unknown_key(path)
+        return _unknown_key(path, overridden)
     if first["type"] == "missing":
         return f"is missing{_about(path)}"
+    if first["type"] == "literal_error" and (planned := _to_come(first)):
+        return planned
     wanted = [_wanted(item) for item in items]
     if all(wanted):
         return f"{' or '.join(dict.fromkeys(map(str, wanted)))} is expected, not {_short(first['input'])}"
     decisive = next((item for item in items if _wanted(item) is None), first)
     return _single(decisive)
+
+
+def _to_come(item: Any) -> str | None:
+    """What is said of a value that is planned and not built."""
+    for keys, values in TO_COME.items():
+        if item["loc"][-len(keys) :] == keys and item["input"] in values:
+            there = ", ".join(_options(item))
+            return f"{item['input']} is not built yet (this version has {there})"
+    return None
+
+
+def _options(item: Any) -> list[str]:
+    return re.findall(r"'([^']*)'", item["ctx"]["expected"])
 
 
 def _wanted(item: Any) -> str | None:
@@ -125,7 +159,7 @@ def _single(item: Any) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
-        options = re.findall(r"'([^']*)'", context["expected"])
+        options = _options(item)
         close = did_you_mean(str(item["input"]), options)
         hint = f"; did you mean {close}?" if close else ""
         return f"{', '.join(options)} are possible, not {value}{hint}"
@@ -141,14 +175,15 @@ def _single(item: Any) -> str:
     return f"{item['msg'][:1].lower()}{item['msg'][1:]}"
 
 
-def _unknown_key(path: tuple[Key, ...]) -> str:
+def _unknown_key(path: tuple[Key, ...], overridden: bool) -> str:
+    """What might have been meant; the whole dotted key where it was typed after `--set`."""
     *above, key = path
     kind = kind_at(above)
     known = list(kind.model_fields) if isinstance(kind, type) else []
     name = ELSEWHERE.get(str(key), str(key))
     close = name if name in known else did_you_mean(str(key), known)
     if close:
-        return f"unknown key; did you mean {close}?"
+        return f"unknown key; did you mean {dotted((*above, close)) if overridden else close}?"
     places = [place or "the top level" for place in homes(name)]
     if places:
         return f"unknown key here; {name} stands in {' or '.join(places[:2])}"

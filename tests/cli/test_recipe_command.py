@@ -26,14 +26,17 @@ def test_show_as_json_is_the_last_line(capsys):
 def test_show_of_a_wrong_recipe(capsys):
     assert main(["recipe", "show", "quickstart", "--set", "model.layres=5"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: --set model.layres=5: unknown key; did you mean layers?\n"
+    assert captured.err == "error: --set model.layres=5: unknown key; did you mean model.layers?\n"
     assert captured.out == ""
 
 
 def test_schema_to_the_screen_and_to_a_file(capsys, tmp_path):
     assert main(["recipe", "schema"]) == 0
     assert json.loads(capsys.readouterr().out) == schema()
-    assert main(["recipe", "schema", "--out", str(tmp_path / "s.json")]) == 0
+    assert main(["recipe", "schema", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == schema()
+    assert main(["recipe", "schema", "--json", "--out", str(tmp_path / "s.json")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"path": str(tmp_path / "s.json")}
     assert json.loads((tmp_path / "s.json").read_text()) == schema()
 
 

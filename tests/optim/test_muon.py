@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cupola.optim.muon import COEFFICIENTS, Muon, fast_dtype, orthogonalise
+from cupola.optim.muon import COEFFICIENTS, Muon, iteration_dtype, orthogonalise
 
 SHAPES = [(8, 8), (24, 8), (8, 24), (24, 8), (1, 5)]
 
@@ -130,5 +130,5 @@ def test_a_vector_is_no_matrix():
 
 
 def test_dtype_is_chosen_for_the_processor():
-    assert fast_dtype(torch.device("cuda")) == torch.bfloat16
-    assert fast_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    assert iteration_dtype(torch.device("cuda")) == torch.bfloat16
+    assert iteration_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)

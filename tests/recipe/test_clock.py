@@ -187,6 +187,8 @@ def test_length_changes_between_windows_and_is_never_longer_than_asked(clock):
     st.sampled_from([0.0, 0.1]),
 )
 def test_learning_rate_is_never_0_nor_above_the_peak(clock, decay, warmup, final):
+    if warmup == "3 steps":
+        warmup = f"{min(3, clock.step_count)} steps"  # a longer one than the stage is refused
     settings = {"peak": 1e-3, "warmup": warmup, "decay": decay, "final": final}
     clock = Clock(
         clock.stage.model_copy(update={"learning_rate": stage(learning_rate=settings).learning_rate})
@@ -259,6 +261,23 @@ def test_a_horizon_in_epochs_needs_the_size_of_the_corpus():
 def test_what_makes_no_sense_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         Clock(stage(**settings))
+
+
+def test_a_batch_that_is_no_multiple_of_the_row_is_said_as_it_is():
+    clock = Clock(stage(tokens="100k tokens", sequence_length=256, batch_tokens={"0%": 5000, "50%": 5120}))
+    assert clock.notes() == [
+        "batch_tokens 5000 is no multiple of the row of 256: batches alternate between 19 and 20 rows"
+    ]
+    sizes = {(end - start) // 256 for start, end in clock.steps() if end < 50_000}
+    assert sizes == {19, 20}
+
+
+def test_notes_follow_the_row_as_it_grows():
+    clock = Clock(stage(sequence_length={"0%": 16, "50%": 48}, batch_tokens=64))
+    assert clock.notes() == [
+        "batch_tokens 64 is no multiple of the row of 48: batches alternate between 1 and 2 rows"
+    ]
+    assert Clock(stage(sequence_length={"0%": 16, "50%": 64}, batch_tokens=64)).notes() == []
 
 
 def test_a_large_ramp_by_hand():
