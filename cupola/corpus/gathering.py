@@ -180,9 +180,8 @@ def _gather_one(name: str, block: Corpus, source: Source, resolved: Resolved, di
             return target
         except CupolaError as error:
             display.warn(f"{name}: {error}; gathering it again")
-            if not source.local:
-                resolved = source.resolve(display, False)
-                target = _target(block, resolved.inputs)
+            resolved = source.resolve(display, False)  # a remembered answer cannot be opened
+            target = _target(block, resolved.inputs)
     begun = time.monotonic()
     _make(name, block, source, target, resolved, display)
     facts = read_manifest(target)
@@ -254,9 +253,8 @@ def _collect(
         try:
             for reading in readings:
                 for document in reading.documents:
-                    if collector.full:
-                        break
-                    collector.add(document)
+                    if not collector.full:
+                        collector.add(document)
                 report.dropped.update(reading.dropped)
                 report.skipped.update(reading.skipped)
                 report.decoded.update(reading.decoded)
