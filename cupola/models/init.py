@@ -12,13 +12,12 @@ ln(vocabulary) within 3%: with logits of deviation s it is s^2 / 2 above.
 """
 
 import math
-from collections.abc import Callable
 from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
 
-from cupola.models import table
+from cupola.models import draws, table
 from cupola.models.stack import LanguageModel
 from cupola.recipe.model import Model
 
@@ -46,12 +45,13 @@ def _zero(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) 
     tensor.zero_()
 
 
-DRAWS: dict[str, Callable[[Tensor, Model, int, torch.Generator], None]] = {
+DRAWS: dict[str, draws.Draw] = {
     "normal": _normal,
     "residual": _residual,
     "head": _head,
     "one": _one,
     "zero": _zero,
+    **draws.DRAWS,
 }
 """By the name that `table.Parameter.draw` gives: fill an fp32 CPU tensor; the number is the block's."""
 

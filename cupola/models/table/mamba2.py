@@ -15,13 +15,13 @@ def _parameters(model: Model, layer: int) -> list[Parameter]:
     inner, shared = heads * settings.head_width, settings.groups * settings.state
     per_group = heads // settings.groups if settings.groups > 1 else 1
     unit = per_group * settings.head_width
-    found = linear("gate", inner, width, "colwise", unit=unit)
-    found += linear("input", inner, width, "colwise", unit=unit)
+    found = linear("gate", inner, width, "colwise", draw="fan_in", unit=unit)
+    found += linear("input", inner, width, "colwise", draw="fan_in", unit=unit)
     shared_cut: Cut = "colwise" if settings.groups > 1 else "replicate_by_head"
     for name in ("b", "c"):
         shape = (shared, width)
-        found.append(Parameter(f"{name}.weight", shape, "matrix", shared_cut, unit=settings.state))
-    found += linear("dt", heads, width, "colwise", unit=per_group)
+        found.append(Parameter(f"{name}.weight", shape, "matrix", shared_cut, "fan_in", settings.state))
+    found += linear("dt", heads, width, "colwise", draw="fan_in", unit=per_group)
     for name, channels in (("input", inner), ("b", shared), ("c", shared)):
         cut: Cut = "colwise" if name == "input" else shared_cut
         cut_unit = unit if name == "input" else settings.state
@@ -33,7 +33,7 @@ def _parameters(model: Model, layer: int) -> list[Parameter]:
     found.append(vector("dt_bias", heads, "mamba_dt_bias", "colwise", per_group))
     found.append(vector("d", heads, "one", "colwise", per_group))
     found.append(vector("norm.weight", inner, "one", "colwise", unit))
-    return found + linear("output", width, inner, "rowwise", draw="residual")
+    return found + linear("output", width, inner, "rowwise", draw="fan_in_residual")
 
 
 def _forward_flops(model: Model, layer: int, sequence_length: int, causal: bool) -> float:
