@@ -1,0 +1,176 @@
+"""The generalised delta rule of RWKV-7 (Peng et al. 2025, "Goose"), token by token and chunk by chunk.
+
+A head keeps a matrix S (values x keys). Token t lets each key channel fade, replaces what the state holds
+along one direction, and writes a new value:
+
+    S_t = S_{t-1} (diag(exp(log_decay_t)) + a_t b_t^T) + v_t k_t^T,        y_t = S_t r_t
+
+`scan` is the form for training: rows are cut into chunks, each is a few matrix products, and only the
+state is handed from chunk to chunk. Let F_t be the decay from the chunk's middle to token t, and
+
+    readers  R = [a_t F_{t-1}; r_t F_t]     writers  W = [b_t / F_t; k_t / F_t]     M = the entering S at the
+    products P = R W^T, of earlier tokens only = [A_ab A_ak; A_rb A_rk]                 chunk's middle
+    U = (I - A_ab)^-1 (A_ak V + R_a M^T)    written Z = [U; V]
+    Y = [A_rb A_rk] Z + R_r M^T             the leaving S at the chunk's middle: M + Z^T W
+
+It is exact: (I - A_ab)^-1 is a triangular solve, not a series, which diverges when keys are nearly
+parallel; relative to the middle no factor exceeds exp(0.61 CHUNK / 2), since log
+decays are above -exp(-1/2).
+
+The backward pass is the same recurrence in reverse. It keeps the inputs, U and M, and makes the rest
+again. Chunks are processed in groups whose temporaries stay in the cache.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cupola.models import delta_chunks
+from cupola.models.delta_chunks import Part
+from cupola.models.segments import Chunks, Segments
+
+CHUNK = 32
+"""Tokens of a chunk: a power of two, at most 64."""
+GROUP = 32
+"""Chunks times heads times rows that are processed together."""
+
+
+def scan(
+    r: Tensor,
+    log_decay: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    segments: Segments,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence over whole rows.
+
+    Args:
+        r, k, v, a, b: (batch, length, heads, head_width), fp32 or bf16.
+        log_decay: the same shape, fp32, each in [-0.61, 0].
+        segments: of these rows; at the first token of a document the state is dropped.
+        state: (batch, heads, head_width, head_width), values by keys, in log_decay's dtype: what rows
+            begin with; None: zeros.
+
+    Returns:
+        y, the shape and dtype of v, and the state after the last token, in log_decay's dtype.
+    """
+    batch, length, heads, width = r.shape
+    if state is None:
+        state = log_decay.new_zeros(batch, heads, width, width)
+    padding = -length % CHUNK
+    inputs = [r, log_decay, k, v, a, b]
+    if padding:  # tokens of zeros: they fade nothing and write nothing
+        inputs = [F.pad(x, (0, 0, 0, 0, 0, padding)) for x in inputs]
+    y, state = _Scan.apply(*inputs, state, segments.chunks(CHUNK))
+    return y[:, :length], state
+
+
+def scan_reference(
+    r: Tensor,
+    log_decay: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    segments: Segments,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`scan` as the formula, token by token, differentiated by autograd."""
+    batch, length, heads, width = r.shape
+    if state is None:
+        state = log_decay.new_zeros(batch, heads, width, width)
+    continues = segments.reaches(1)
+    outputs = []
+    for t in range(length):
+        if continues is not None and t > 0:
+            state = state * continues[:, t, :, None, None]
+        y, state = step(r[:, t], log_decay[:, t], k[:, t], v[:, t], a[:, t], b[:, t], state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+def step(
+    r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token: inputs (batch, heads, head_width), state as `scan`'s -> y in v's dtype, and the state."""
+    exact = state.dtype
+    replaced = state @ a.to(exact)[..., None]
+    state = state * log_decay.exp()[..., None, :]
+    state = state + replaced * b.to(exact)[..., None, :] + v.to(exact)[..., None] * k.to(exact)[..., None, :]
+    return (state @ r.to(exact)[..., None])[..., 0].to(v.dtype), state
+
+
+class _Scan(torch.autograd.Function):
+    """`scan` of rows that chunks fill. Kept for the backward pass: the inputs, M, U and (I - A_ab)^-1."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, state, chunks = inputs
+        v = tensors[3]
+        batch, length, heads, _ = v.shape
+        y, state = torch.empty_like(v), state.clone()
+        kept: list[Tensor] = []
+        for part in _parts(length // CHUNK, batch, heads):
+            group, written = _prepare(tensors, chunks, part)
+            middles, state[part[1]] = delta_chunks.recur(group, written, state[part[1]])
+            _cut(y, part).copy_(delta_chunks.outputs(group, written, middles))
+            if any(ctx.needs_input_grad):
+                kept += [middles, written[:, :CHUNK].clone(), group.inverse]
+        ctx.save_for_backward(*tensors, state, *kept)
+        ctx.chunks = chunks
+        return y, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, state, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6], ctx.saved_tensors[7:]
+        batch, length, heads, _ = tensors[0].shape
+        gradients = [torch.empty_like(x) for x in tensors]
+        d_state, along = d_state.clone(), (d_state * state).sum(-2)
+        for index, part in reversed(list(enumerate(_parts(length // CHUNK, batch, heads)))):
+            rows = part[1]
+            middles, solved, inverse = kept[3 * index : 3 * index + 3]
+            group, written = _prepare(tensors, ctx.chunks, part, inverse)
+            written[:, :CHUNK] = solved
+            found = delta_chunks.gradients(
+                group, written, middles, _cut(d_y, part), d_state[rows], along[rows]
+            )
+            d_state[rows], along[rows] = found.state, found.along
+            values = (found.r, found.log_decay, found.k, found.v, found.a, found.b)
+            for gradient, value in zip(gradients, values, strict=True):
+                _cut(gradient, part).copy_(value)
+        return *gradients, d_state, None
+
+
+def _prepare(
+    tensors: Sequence[Tensor], chunks: Chunks | None, part: Part, inverse: Tensor | None = None
+) -> tuple[delta_chunks.Group, Tensor]:
+    """A part's group, and Z with V filled in."""
+    r, log_decay, k, v, a, b = (_cut(x, part) for x in tensors)
+    masks = delta_chunks.masks(CHUNK, chunks, part, log_decay)
+    group = delta_chunks.group(r, log_decay, k, a, b, masks, inverse)
+    written = torch.empty_like(group.writers)
+    group.outer(written)[..., CHUNK:, :] = v
+    return group, written
+
+
+def _parts(count: int, batch: int, heads: int) -> Iterator[Part]:
+    """(chunks, rows) that are processed together, in order: all rows of some chunks, or some rows of one."""
+    chunks = max(1, GROUP // (batch * heads))
+    rows = batch if chunks > 1 else max(1, GROUP // heads)
+    for chunk in range(0, count, chunks):
+        for row in range(0, batch, rows):
+            yield slice(chunk, min(chunk + chunks, count)), slice(row, min(row + rows, batch))
+
+
+def _cut(x: Tensor, part: Part) -> Tensor:
+    """(batch, length, heads, width) -> a view (chunks, rows, heads, CHUNK, width) of a part."""
+    chunks, rows = part
+    return x[rows].unflatten(1, (-1, CHUNK))[:, chunks].permute(1, 0, 3, 2, 4)
