@@ -77,7 +77,7 @@ def parameters(model: Model, vocabulary: int) -> list[Parameter]:
         vocabulary: rows of embedding and head (`model.rows(tokenizer.size)`).
     """
     width = model.width
-    draw = "head" if model.tied else "normal"
+    draw = "head" if model.tied else "rwkv7_embedding" if model.family == "rwkv7" else "normal"
     found = [Parameter("embedding.weight", (vocabulary, width), "embedding", "vocabulary", draw)]
     if model.embedding_norm:
         found += norm(model, "embedding_norm")
