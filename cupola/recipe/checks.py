@@ -28,7 +28,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     for name, corpus in recipe.corpora.items():
         yield from _corpus(("corpora", name), corpus)
     yield from _tokenizer(recipe)
-    yield from _model(recipe)
+    yield from model_problems(recipe.model)
     yield from _scale(recipe)
     if not recipe.stages:
         yield Problem(("stages",), "a recipe needs at least one stage, such as pretrain")
@@ -73,8 +73,8 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _model(recipe: Recipe) -> Iterator[Problem]:
-    model = recipe.model
+def model_problems(model: Model) -> Iterator[Problem]:
+    """What is wrong with a model's settings by themselves."""
     yield from _pattern(model)
     mixers = set(model.mixers())
     if mixers & {"attention", "sliding_attention"}:

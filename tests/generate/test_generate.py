@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from cupola.errors import InputError
+from cupola.export.formats import of_model
+from cupola.export.pairs import to_theirs
 from cupola.generate import generate
 from cupola.generate.sampling import Sampling, choose, uniform
-from cupola.models import build, huggingface
+from cupola.models import build
 from tests.models import small_models
 from tests.models.small_models import LLAMA
 
@@ -173,10 +175,11 @@ def test_uniform_numbers_are_uniform_and_keyed():
 def test_greedy_equals_hugging_faces_generate(module):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = huggingface.configuration(module.settings, VOCABULARY)
+    format_ = of_model(module.settings)
+    fields = format_.configuration(module.settings, VOCABULARY)
     config = AutoConfig.for_model(**fields, bos_token_id=0, eos_token_id=None, pad_token_id=0)
     oracle = AutoModelForCausalLM.from_config(config).eval()
-    oracle.load_state_dict(huggingface.to_huggingface(module.state_dict(), module.settings), strict=False)
+    oracle.load_state_dict(to_theirs(module.state_dict(), format_.pairs(module.settings)), strict=False)
     ours = generate(module, PROMPTS, 12, temperature=0)
     for prompt, completion in zip(PROMPTS, ours, strict=True):
         theirs = oracle.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)

@@ -1,0 +1,132 @@
+"""The fields of a `config.json`: read with their types, refused by name where Cupola computes no such thing.
+
+A format asks for the fields that it knows. A field that changes the function must have a value that Cupola
+computes (`only`); one that matters in training alone is noted; any other is ignored, as Hugging Face's own
+classes do.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cupola.errors import InputError
+
+FILE = "config.json"
+
+
+class Config:
+    """The settings of a file, by Hugging Face's names.
+
+    Attributes:
+        notes: what a person should hear about it, one line each.
+    """
+
+    def __init__(self, fields: dict[str, Any], origin: str = FILE) -> None:
+        self.fields, self.origin = fields, origin
+        self.notes: list[str] = []
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Read a `config.json`.
+
+        Raises:
+            InputError: there is none, or it is no JSON object.
+        """
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path.parent}: has no {FILE}, so it is no Hugging Face model") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
+        if not isinstance(fields, dict):
+            raise InputError(f"{path}: is no JSON object")
+        return cls(fields, str(path))
+
+    def refuse(self, name: str, value: Any, why: str) -> NoReturn:
+        """Raise the one line about a field."""
+        raise InputError(f"{self.origin}: {name}: {json.dumps(value)} {why}; nothing was imported")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field; what is absent or null is the default."""
+        value = self.fields.get(name)
+        return default if value is None else value
+
+    def integer(self, *names: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number under the first of the names that is there; required where there is no default."""
+        for name in names:
+            value = self.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                self.refuse(name, value, f"is not a whole number of at least {least}")
+            return value
+        if default is None:
+            raise InputError(f"{self.origin}: {names[0]} is missing")
+        return default
+
+    def number(self, name: str, default: float) -> float:
+        """A number above 0."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            self.refuse(name, value, "is not a number above 0")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            self.refuse(name, value, "is neither true nor false")
+        return value
+
+    def choice(self, name: str, default: str, meanings: dict[str, str]) -> str:
+        """What a word means to us.
+
+        Raises:
+            InputError: it is not one of those that Cupola computes.
+        """
+        value = self.get(name, default)
+        if not isinstance(value, str) or value not in meanings:
+            self.refuse(name, value, f"is not computed by Cupola ({', '.join(meanings)})")
+        return meanings[value]
+
+    def only(self, name: str, computed: Any, default: Any = None) -> None:
+        """Refuse a field that is there with any other value than the one that Cupola computes."""
+        value = self.get(name, computed if default is None else default)
+        if value != computed:
+            self.refuse(name, value, f"is not computed by Cupola ({json.dumps(computed)} is)")
+
+    def none(self, *names: str) -> None:
+        """Refuse fields that are there with something else than null, false, 0 or nothing."""
+        for name in names:
+            if value := self.get(name):
+                self.refuse(name, value, "is not computed by Cupola")
+
+    def training_only(self, *names: str) -> None:
+        """Note fields that change training but not the function."""
+        for name in names:
+            if value := self.get(name):
+                self.notes.append(f"{name} {value} is not applied: Cupola trains without it")
+
+    def list_of(self, name: str, kinds: dict[str, str], length: int) -> list[str] | None:
+        """A list of words with their meanings to us, one for each layer, or None if it is absent."""
+        value = self.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != length:
+            self.refuse(name, value, f"is not a list of {length} layers")
+        for kind in value:
+            if not isinstance(kind, str) or kind not in kinds:
+                self.refuse(name, kind, f"is no layer that Cupola computes ({', '.join(kinds)})")
+        return [kinds[kind] for kind in value]
+
+
+UNKNOWN_CODE = ("auto_map", "quantization_config")
+"""The model is computed by code of its own, or its weights are not numbers."""
+
+
+def refuse_foreign(config: Config, names: Sequence[str] = UNKNOWN_CODE) -> None:
+    """Refuse what no format can read, whatever its `model_type`."""
+    config.none(*names, "attn_logit_softcapping", "final_logit_softcapping")
+    config.only("is_decoder", True)
+    config.none("is_encoder_decoder", "add_cross_attention")

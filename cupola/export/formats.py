@@ -1,0 +1,84 @@
+"""Which home format a model has, and which a file.
+
+Another format is a class with the protocol `format.Format` and an entry in `FORMATS`.
+"""
+
+import re
+
+from cupola.errors import InputError
+from cupola.export.config import Config, refuse_foreign
+from cupola.export.format import Format
+from cupola.export.gpt2 import GPT2
+from cupola.export.llama import FORMATS as LLAMAS
+from cupola.export.pairs import Shapes, our_shapes, their_shapes
+from cupola.recipe.checks import model_problems
+from cupola.recipe.model import Model
+
+FORMATS: tuple[Format, ...] = (*LLAMAS, GPT2())
+"""Where several could hold a model, the first does."""
+HEAD = "lm_head.weight"
+
+
+def of_model(model: Model) -> Format:
+    """The format that computes a model.
+
+    Raises:
+        InputError: none of Hugging Face's architectures does; names what the nearest would need.
+    """
+    objections = [(format_, format_.objections(model)) for format_ in FORMATS]
+    nearest, wanted = min(objections, key=lambda found: _distance(found[1]))
+    if wanted:
+        raise InputError(
+            f"model: Hugging Face has no such architecture; {nearest.model_type} would need"
+            f" {', '.join(wanted)}"
+        )
+    return nearest
+
+
+def _distance(objections: list[str]) -> int:
+    """Other blocks are further away than other settings of the same."""
+    return sum(10 if objection.startswith(("pattern: ", "experts: ")) else 1 for objection in objections)
+
+
+def of_config(config: Config) -> Format:
+    """The format that a `config.json` names.
+
+    Raises:
+        InputError: Cupola does not know it.
+    """
+    kind = config.get("model_type")
+    for format_ in FORMATS:
+        if format_.model_type == kind:
+            return format_
+    known = ", ".join(sorted(format_.model_type for format_ in FORMATS))
+    raise InputError(f"{config.origin}: model_type: {kind!r} is not computed by Cupola; it imports {known}")
+
+
+def read_model(config: Config) -> tuple[Format, Model]:
+    """The format and the settings that a `config.json` says.
+
+    Raises:
+        InputError: names the field that is missing or that Cupola does not compute.
+    """
+    format_ = of_config(config)
+    refuse_foreign(config)
+    model = format_.model(config)
+    for problem in model_problems(model):
+        raise InputError(f"{config.origin}: {'.'.join(problem.path)}: {problem.message}")
+    return format_, model
+
+
+def file_shapes(format_: Format, model: Model, vocabulary: int) -> Shapes:
+    """The names and shapes of a file's tensors."""
+    return their_shapes(format_.pairs(model), our_shapes(model, vocabulary))
+
+
+def own_name(format_: Format, name: str, expected: Shapes) -> str | None:
+    """The name under which a file's tensor is expected; None for a table that is computed.
+
+    Files of the bare model leave out the prefix, as GPT-2's first ones do.
+    """
+    if name not in expected and re.fullmatch(format_.ignored, name):
+        return None
+    longer = format_.prefix + name
+    return longer if name not in expected and longer in expected else name

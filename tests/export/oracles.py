@@ -1,0 +1,96 @@
+"""Models with random weights, ours and Hugging Face's, for the tests of export and import."""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import tokenizers
+import torch
+from torch import Tensor, nn
+
+from cupola.corpus.tokenizer import Tokenizer
+from cupola.export.folder import write_folder
+from cupola.models import build
+from cupola.recipe.model import Experts, Model, Rope
+from tests.models.small_models import GPT2, LLAMA, TRANSFORMERS
+
+VOCABULARY = 320
+MOE = Experts(count=5, active=2, width=24)
+EXPORTED = TRANSFORMERS | {
+    "gpt2-untied": GPT2.model_copy(update={"tied": False}),
+    "qwen2": LLAMA.model_copy(update={"attention_bias": True}),
+    "qwen3-sliding": LLAMA.model_copy(
+        update={"qk_norm": True, "pattern": ("attention", "sliding_attention"), "window": 5}
+    ),
+    "mistral": LLAMA.model_copy(update={"pattern": ("sliding_attention",), "window": 5}),
+    "qwen3_moe": LLAMA.model_copy(
+        update={"qk_norm": True, "experts": MOE.model_copy(update={"first_dense": 1, "normalise": False})}
+    ),
+    "qwen3_moe-normalised": LLAMA.model_copy(
+        update={"qk_norm": True, "experts": MOE, "attention_bias": True, "output_bias": True}
+    ),
+    "mixtral": LLAMA.model_copy(
+        update={"experts": MOE, "feedforward": MOE.width, "rope": Rope(rope_theta=777.0)}
+    ),
+}
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, and the delimiter."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate(alphabet)}
+    vocabulary |= {"Ġt": 256, "he": 257}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("Ġ", "t"), ("h", "e")]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<|endoftext|>"])
+    return Tokenizer(made.to_str())
+
+
+def randomise(module: nn.Module, seed: int = 5) -> nn.Module:
+    """Weights far from their initial values: norms and biases are random too, and blocks weigh more."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 1:
+                noise = torch.randn(parameter.shape, generator=generator) * 0.3
+                scale = re.search(r"norm|ln_", name) and name.endswith("weight")
+                parameter.copy_(noise + (1.0 if scale else 0.0))
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return module
+
+
+@functools.cache
+def randomised(name: str, model: Model) -> nn.Module:
+    """Ours."""
+    return randomise(build(model, VOCABULARY, 0))
+
+
+def exported(folder: Path, model: Model, module: nn.Module, **options) -> Path:
+    """A folder of Hugging Face's with a module's weights."""
+    write_folder(folder, dict(module.state_dict()), model, byte_tokenizer(), sequence_length=64, **options)
+    return folder
+
+
+def opened(folder: Path) -> nn.Module:
+    """What transformers makes of a folder, and that it missed and ignored nothing."""
+    from transformers import AutoModelForCausalLM
+
+    module, info = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", output_loading_info=True, local_files_only=True
+    )
+    assert not any(info[key] for key in info), info
+    return module
+
+
+def some_tokens(batch: int, length: int) -> Tensor:
+    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+def change_config(folder: Path, **fields) -> None:
+    """Other settings in a folder; a value of ... takes one away."""
+    path = folder / "config.json"
+    found = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
