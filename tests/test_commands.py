@@ -92,7 +92,7 @@ def test_checkpoints_are_listed_and_verified(finished, capsys):
         rows = last_json(capsys)["checkpoints"]
         assert {row["stage"] for row in rows} == {"pretrain", "midtrain"}
         for row in rows:
-            assert row["verified"] is True
+            assert row["verified"] is (True if verb == "verify" else None)
             assert Path(row["path"]).is_dir()
             assert len(row["weights_sha256"]) == 64
         steps = [row["global_step"] for row in rows]
@@ -234,4 +234,34 @@ def test_a_checkpoint_whose_manifest_is_torn_is_listed_as_damaged(finished, tmp_
     manifest = next((copy / "stages" / "02-midtrain" / "checkpoints").glob("step-*/manifest.json"))
     manifest.write_text(manifest.read_text()[:40])
     assert main(["checkpoint", "list", str(copy)]) == 0
-    assert "DAMAGED" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "DAMAGED" in shown
+    assert "not read" in shown
+    assert main(["checkpoint", "verify", str(copy)]) == 1
+    shown, said = capsys.readouterr()
+    assert "verified" in shown
+    error = next(line for line in said.splitlines() if line.startswith("error:"))
+    assert error.count(str(manifest.parent)) == 1
+
+
+def test_listing_checkpoints_does_not_claim_to_verify(finished, capsys):
+    _, folder, _, _ = finished
+    for verb, claims in (("list", False), ("verify", True)):
+        assert main(["checkpoint", verb, str(folder)]) == 0
+        shown, said = capsys.readouterr()
+        assert ("verif" in shown + said) is claims
+
+
+def test_a_torn_run_is_shown_as_damaged_among_the_others(finished, tmp_path, capsys):
+    _, folder, _, _ = finished
+    for name in ("torn", "whole"):
+        shutil.copytree(folder, tmp_path / name, symlinks=True)
+    (tmp_path / "torn" / "run.json").write_text("{")
+    assert main(["runs", "--in", str(tmp_path), "--json"]) == 0
+    torn, whole = last_json(capsys)["runs"]
+    assert str(tmp_path / "torn" / "run.json") in torn["error"]
+    assert "error" not in whole
+    assert main(["runs", "--in", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "is damaged" in shown
+    assert f"{tmp_path / 'whole'}: pretrain done" in shown

@@ -2,11 +2,12 @@
 
 Guarantees: a folder named `step-N` is whole (it was written aside, hashed, fsynced and renamed); it is
 loaded only after every file's SHA-256 has been compared; when the newest does not verify, the one before
-it is used, and the caller is told. Tensors are stored under their parameters' names, so nothing in the
-files depends on a layout.
+it is used, and the caller is told. Whoever needs the weights alone is not stopped by a damaged optimizer.
+Tensors are stored under their parameters' names, so nothing in the files depends on a layout.
 Costs: a save hashes what it wrote (about 1 GB/s of one core), a load hashes what it reads.
 """
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cupola import storage
-from cupola.checkpoint.names import checkpoints, folder_name
+from cupola.checkpoint.names import DAMAGED, checkpoints, folder_name, step_of
 from cupola.errors import CupolaError
 
 WEIGHTS = "weights.safetensors"
@@ -84,37 +85,82 @@ def _point_latest(folder: Path, name: str) -> None:
     aside.replace(folder / LATEST)
 
 
-def load(path: Path) -> Checkpoint:
-    """Verify a checkpoint's every byte, then read it (tensors on the CPU).
+def load(path: Path, with_optimizer: bool = True) -> Checkpoint:
+    """Verify every byte of a checkpoint that is needed, then read it (tensors on the CPU).
+
+    Args:
+        with_optimizer: otherwise only the weights are verified and read, and `optimizer` is empty.
 
     Raises:
         CupolaError: names the file that is missing or damaged.
     """
-    manifest = storage.verify(path)
+    needed = (WEIGHTS, OPTIMIZER) if with_optimizer else (WEIGHTS,)
+    manifest = storage.verify(path, only=needed)
     facts = {key: value for key, value in manifest.items() if key != "files"}
     try:
-        return Checkpoint(path, load_file(path / WEIGHTS), load_file(path / OPTIMIZER), facts)
+        weights, *optimizer = (load_file(path / name) for name in needed)
     except (SafetensorError, OSError) as error:
         raise CupolaError(f"{path}: cannot be read ({error})") from error
+    return Checkpoint(path, weights, optimizer[0] if optimizer else {}, facts)
 
 
-def newest_verified(folder: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a folder that verifies; `report` is told of each that does not."""
+def load_newest(
+    folder: Path, report: Callable[[str], None], with_optimizer: bool = True
+) -> Checkpoint | None:
+    """The newest checkpoint of a folder that can be loaded; `report` is told of each that cannot."""
     for path in reversed(checkpoints(folder)):
         try:
-            storage.verify(path)
+            return load(path, with_optimizer)
         except CupolaError as error:
-            report(f"checkpoint {path.name} is not used: {error}; going back to the one before it")
-            continue
-        return path
+            report(f"checkpoint {path.name} is not used: {error}")
     return None
 
 
-def retain(folder: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints; returns what was removed."""
-    doomed = checkpoints(folder)[:-keep]
-    for path in doomed:
-        aside = path.with_name(f"{storage.ASIDE}{path.name}-old")
-        path.rename(aside)  # it must not be taken for whole while its files go
-        shutil.rmtree(aside, ignore_errors=True)
+def any_verified(folder: Path) -> bool:
+    """Whether a checkpoint of a folder verifies in full."""
+    for path in reversed(checkpoints(folder)):
+        with contextlib.suppress(CupolaError):
+            storage.verify(path)
+            return True
+    return False
+
+
+def set_aside_newer(folder: Path, good: Path | None) -> list[Path]:
+    """Rename what is newer than the newest good checkpoint (None: all) to `step-N.damaged`.
+
+    Whoever goes on from `good` saves those steps again; a damaged one must not be counted as newer.
+
+    Returns:
+        The new names.
+    """
+    found = checkpoints(folder)
+    newer = found if good is None else found[found.index(good) + 1 :]
+    renamed = []
+    for path in newer:
+        damaged = path.with_name(path.name + DAMAGED)
+        shutil.rmtree(damaged, ignore_errors=True)
+        renamed.append(path.rename(damaged))
+    if renamed and good is not None:
+        _point_latest(folder, good.name)
+    elif renamed:
+        (folder / LATEST).unlink(missing_ok=True)
+    return renamed
+
+
+def retain(folder: Path, keep: int, saved: Path) -> list[Path]:
+    """Remove all but `keep` checkpoints, the one just saved and those right before it.
+
+    What is newer than `saved` is neither counted nor touched. Damaged ones that were set aside go once their
+    step is saved again, or a later one.
+
+    Returns:
+        The checkpoints that were removed.
+    """
+    found = checkpoints(folder)
+    doomed = found[: found.index(saved) + 1][:-keep]
+    last = step_of(saved) or 0
+    steps = {path: step_of(path.with_suffix("")) for path in folder.glob(f"*{DAMAGED}")}
+    replaced = [path for path, step in steps.items() if step is not None and step <= last]
+    for path in [*doomed, *replaced]:
+        storage.delete_folder(path)
     return doomed

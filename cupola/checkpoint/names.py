@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 NAME = re.compile(r"step-(\d+)$")
+DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 
 
 def folder_name(step: int) -> str:

@@ -7,6 +7,8 @@ import click
 from cupola.cli.options import emit, examples, json_option
 from cupola.display import ConsoleDisplay, count
 
+STATES = {True: "verified", False: "DAMAGED", None: "not read"}
+
 
 @click.group(
     epilog=examples(
@@ -21,7 +23,7 @@ def command() -> None:
 @click.argument("run")
 @json_option
 def list_(run: str, as_json: bool) -> None:
-    """List the checkpoints of RUN; names and sizes of their files are checked, not their contents."""
+    """List the checkpoints of RUN; names and sizes of their files are checked, contents by `verify`."""
     _report(run, contents=False, as_json=as_json)
 
 
@@ -38,22 +40,23 @@ def _report(run: str, contents: bool, as_json: bool) -> None:
     from cupola.pipeline.listing import list_checkpoints
 
     rows = list_checkpoints(run, contents, ConsoleDisplay())
-    damaged = [row for row in rows if not row["verified"]]
+    damaged = [row["error"] for row in rows if "error" in row]
     if as_json:
         emit({"checkpoints": rows})
     else:
         _print(rows)
     if damaged and contents:
-        raise CupolaError(f"{damaged[0]['path']}: {damaged[0]['error']}")
+        others = f"; {len(damaged) - 1} more checkpoints are damaged" if damaged[1:] else ""
+        raise CupolaError(damaged[0] + others)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
     if not rows:
         click.echo("no checkpoints yet")
         return
-    click.echo(f"{'stage':<12} {'step':>7} {'global':>7} {'tokens':>8}  {'state':<8} path")
+    click.echo(f"{'stage':<12} {'step':>7} {'global':>7} {'tokens':>8}  {'contents':<8} path")
     for row in rows:
-        state = "whole" if row["verified"] else "DAMAGED"
+        state = STATES[row["verified"]]
         step = f"{row['step']:>7} {_or_dash(row['global_step']):>7} {count(row['tokens'] or 0):>8}"
         click.echo(f"{row['stage']:<12} {step}  {state:<8} {row['path']}")
 

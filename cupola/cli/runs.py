@@ -32,4 +32,7 @@ def command(folder: Path | None, as_json: bool) -> None:
             (s["heldout_bits_per_byte"] for s in reversed(row["stages"]) if s["heldout_bits_per_byte"]), None
         )
         figure = f"  {bits:.3f} bits per byte held out" if bits else ""
+        stages = "DAMAGED" if "error" in row and not row["stages"] else stages
         click.echo(f"{row['path']}: {stages}{figure}")
+        if "error" in row:
+            click.echo(f"  {row['error']}")

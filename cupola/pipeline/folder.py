@@ -12,7 +12,6 @@ One process at a time writes to it (`lock`); readers need no lock.
 
 import contextlib
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,12 +27,19 @@ from cupola.machine import machine, versions
 from cupola.paths import runs_root
 from cupola.recipe.schema import Recipe
 
+DECIDED = "decided"  # the ledger's event
+
+
+class DamagedRecord(CupolaError):
+    """A `run.json` or `stage.json` that is no JSON object; the next `cupola run` mends it (`mending`)."""
+
 
 class RunFolder:
     """Paths and records of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.record_path = path / "run.json"
         self.ledger = Ledger(path / "ledger.jsonl")
 
     @contextlib.contextmanager
@@ -71,27 +77,46 @@ class RunFolder:
         return StageFolder(self.path / "stages" / f"{number:02d}-{name}")
 
     def stages(self) -> list["StageFolder"]:
-        """The stages that have begun, in order."""
+        """The stages that have a record, in order; it may be damaged."""
+        return [stage for stage in self.stage_folders() if stage.record_path.is_file()]
+
+    def stage_folders(self) -> list["StageFolder"]:
+        """The stages' folders, in order, but those that were set aside."""
         folder = self.path / "stages"
         if not folder.is_dir():
             return []
-        found = [StageFolder(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-        return [stage for stage in found if stage.facts()]
+        return [StageFolder(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` holds; empty before the first start."""
-        return _read(self.path / "run.json")
+        """What `run.json` holds; empty before the first start.
+
+        Raises:
+            DamagedRecord: it is damaged; says how it is mended.
+        """
+        return _read(self.record_path, self.path)
 
     def record(self, **facts: Any) -> None:
         """Add to `run.json`."""
-        storage.write_json(self.path / "run.json", {**self.facts(), **facts})
+        storage.write_json(self.record_path, {**self.facts(), **facts})
+
+    def record_decisions(self, decisions: dict[str, Any]) -> None:
+        """Keep what `auto` means, also in the ledger, since it shapes the weights and may be measured."""
+        if self.decided() != decisions:
+            self.ledger.append(DECIDED, decisions=decisions)
+        self.record(decisions=decisions)
+
+    def decided(self) -> dict[str, Any] | None:
+        """What `auto` meant last, by the ledger."""
+        events = [event for event in self.ledger.events() if event.get("event") == DECIDED]
+        return events[-1].get("decisions") if events else None
 
     def record_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe, and what made it run."""
         values = recipe.model_dump(mode="json", exclude_defaults=True)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        if not (self.path / "recipe.yaml").exists() or (self.path / "recipe.yaml").read_text() != text:
-            storage.write_text(self.path / "recipe.yaml", text)
+        path = self.path / "recipe.yaml"
+        if not path.exists() or path.read_bytes() != text.encode():
+            storage.write_text(path, text)
         self.record(name=recipe.name, versions=versions(), machine=machine())
 
 
@@ -101,18 +126,29 @@ class StageFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name.partition("-")[2]
+        self.record_path = path / "stage.json"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.evaluations = path / "evaluations.jsonl"
         self.samples = path / "samples.jsonl"
 
     def facts(self) -> dict[str, Any]:
-        """What `stage.json` holds: key, status (`running` or `done`), and the results when done."""
-        return _read(self.path / "stage.json")
+        """What `stage.json` holds: key, status (`running` or `done`), and the results when done.
+
+        Raises:
+            DamagedRecord: it is damaged; says how it is mended.
+        """
+        return _read(self.record_path, self.path.parent.parent)
 
     def record(self, **facts: Any) -> None:
         """Add to `stage.json`."""
-        storage.write_json(self.path / "stage.json", {**self.facts(), **facts})
+        storage.write_json(self.record_path, {**self.facts(), **facts})
+
+    def begin(self, name: str, key: str) -> None:
+        """Record that the stage is under way; results of an earlier end of it no longer count."""
+        facts = {"name": name, "key": key, "status": "running"}
+        kept = {kept: value for kept, value in self.facts().items() if kept == "compiled"}
+        storage.write_json(self.record_path, {**facts, **kept})
 
     def set_aside(self) -> Path:
         """Rename the folder out of the way; nothing is deleted."""
@@ -125,9 +161,7 @@ class StageFolder:
     def sweep(self) -> None:
         """Remove what a killed save left behind."""
         if self.checkpoints.is_dir():
-            for leftover in self.checkpoints.glob(f"{storage.ASIDE}*"):
-                if leftover.is_dir() and not leftover.is_symlink():
-                    shutil.rmtree(leftover, ignore_errors=True)
+            storage.sweep_all(self.checkpoints)
 
 
 def find_run(path: str | Path) -> RunFolder:
@@ -144,13 +178,18 @@ def find_run(path: str | Path) -> RunFolder:
     raise InputError(f"{path}: is not the folder of a run (it has no run.json){known}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, run: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
-        raise CupolaError(f"{path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise CupolaError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError:
+        value = None
     if not isinstance(value, dict):
-        raise CupolaError(f"{path}: does not hold a record of Cupola")
+        raise DamagedRecord(
+            f"{path}: is damaged (the checkpoints are not): `cupola run {run / 'recipe.yaml'} --out {run}`"
+            " writes it anew"
+        )
     return value

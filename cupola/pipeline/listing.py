@@ -14,17 +14,19 @@ def list_checkpoints(run: str | Path, contents: bool, display: Display) -> list[
     """The checkpoints of a run, oldest first.
 
     Args:
-        contents: compare every byte with its SHA-256; otherwise names and sizes.
+        contents: compare every byte with its SHA-256; otherwise only names and sizes are looked at.
 
     Returns:
-        Rows of stage, step, global_step, tokens, path, verified, weights_sha256, and error if not verified.
+        Rows of stage, step, global_step, tokens, path, verified (None where contents were not read),
+        weights_sha256, and error if one was found.
 
     Raises:
         InputError: no such run.
     """
     found = [(stage, path) for stage in find_run(run).stages() for path in checkpoints(stage.checkpoints)]
     rows = []
-    with display.task("verifying checkpoints", total=len(found), unit="checkpoints") as task:
+    title = "verifying checkpoints" if contents else "listing checkpoints"
+    with display.task(title, total=len(found), unit="checkpoints") as task:
         for stage, path in found:
             rows.append(_row(stage, path, contents))
             task.advance()
@@ -45,26 +47,38 @@ def _row(stage: StageFolder, path: Path, contents: bool) -> dict[str, Any]:
         "global_step": facts.get("global_step"),
         "tokens": facts.get("tokens"),
         "path": str(path),
-        "verified": error is None,
+        "verified": (True if contents else None) if error is None else False,
         "weights_sha256": facts.get("weights_sha256"),
     }
     return row if error is None else {**row, "error": error}
 
 
 def list_runs(root: Path) -> list[dict[str, Any]]:
-    """The runs in a folder, with the state of each stage."""
-    rows = []
-    for path in sorted(root.glob("*/run.json")):
-        folder = RunFolder(path.parent)
-        stages = [
+    """The runs in a folder, with the state of each stage, and `error` where a record is damaged."""
+    return [_run_row(RunFolder(path.parent)) for path in sorted(root.glob("*/run.json"))]
+
+
+def _run_row(folder: RunFolder) -> dict[str, Any]:
+    facts, errors = _facts(folder)
+    stages = []
+    for stage in folder.stages():
+        known, damage = _facts(stage)
+        errors += damage
+        stages.append(
             {
                 "name": stage.name,
-                "status": facts.get("status"),
-                "tokens": facts.get("tokens"),
-                "heldout_bits_per_byte": facts.get("heldout_bits_per_byte"),
+                "status": "damaged" if damage else known.get("status"),
+                "tokens": known.get("tokens"),
+                "heldout_bits_per_byte": known.get("heldout_bits_per_byte"),
             }
-            for stage in folder.stages()
-            if (facts := stage.facts())
-        ]
-        rows.append({"name": folder.facts().get("name"), "path": str(folder.path), "stages": stages})
-    return rows
+        )
+    row = {"name": facts.get("name", folder.path.name), "path": str(folder.path), "stages": stages}
+    return {**row, "error": errors[0]} if errors else row
+
+
+def _facts(folder: RunFolder | StageFolder) -> tuple[dict[str, Any], list[str]]:
+    """The record of a run or stage, or why there is none."""
+    try:
+        return folder.facts(), []
+    except CupolaError as error:
+        return {}, [str(error)]

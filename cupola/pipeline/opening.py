@@ -65,15 +65,17 @@ class OpenRun:
 
 
 def open_run(path: str | Path, display: Display, stage: str | None = None) -> OpenRun:
-    """Load a run's newest finished stage, another stage, or one checkpoint's folder.
+    """Load the weights of a run's newest finished stage, of another stage, or of one checkpoint's folder.
+
+    Only the weights are read and verified. Where those of a stage's newest checkpoint are damaged, an older
+    one of the stage is taken, and then, if no stage was asked for, the stage before; each with a warning.
 
     Raises:
         InputError: no such run, stage or checkpoint.
-        CupolaError: the checkpoint does not verify.
+        CupolaError: the weights do not verify, or those of no checkpoint of the stage do.
     """
-    folder, stage_folder, found = _find(path, stage, display)
+    folder, stage_folder, loaded = _find(path, stage, display)
     recipe = load(folder.path / "recipe.yaml")
-    loaded = checkpoint.load(found)
     tokenizer = Tokenizer.load(folder.tokenizer)
     device = default_device()
     module = build(recipe.model, loaded.facts["vocabulary"], seed=0, device=device)
@@ -84,14 +86,16 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
     except (RuntimeError, KeyError):
         same_tokenizer = False
     if not same_tokenizer:
-        raise InputError(f"{found}: is not of this run's recipe and tokenizer, but of what was set aside")
+        raise InputError(
+            f"{loaded.path}: is not of this run's recipe and tokenizer, but of what was set aside"
+        )
     module.eval()
     assert lengths is not None
     return OpenRun(
         folder=folder.path,
         recipe=recipe,
         stage=stage_folder.name,
-        checkpoint=found,
+        checkpoint=loaded.path,
         facts=loaded.facts,
         tokenizer=tokenizer,
         module=module,
@@ -101,22 +105,27 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
     )
 
 
-def _find(path: str | Path, stage: str | None, display: Display) -> tuple[RunFolder, StageFolder, Path]:
+def _find(
+    path: str | Path, stage: str | None, display: Display
+) -> tuple[RunFolder, StageFolder, checkpoint.Checkpoint]:
     """The run, stage and checkpoint that a path means (also a checkpoint, or the link `latest`)."""
     given = Path(path).expanduser()
     found = given.resolve()
     if step_of(found) is None or given.parent.name != "checkpoints":
         folder = find_run(path)
-        return folder, *_checkpoint_of(folder, stage, display)
+        return folder, *_newest(folder, stage, display)
     stage_folder = StageFolder(found.parent.parent)
     if stage not in (None, stage_folder.name):
         raise InputError(f"--stage {stage}: {path} is a checkpoint of stage {stage_folder.name}")
     if not found.is_dir():
         raise InputError(f"{path}: no such checkpoint")
-    return RunFolder(stage_folder.path.parent.parent), stage_folder, found
+    loaded = checkpoint.load(found, with_optimizer=False)
+    return RunFolder(stage_folder.path.parent.parent), stage_folder, loaded
 
 
-def _checkpoint_of(folder: RunFolder, stage: str | None, display: Display) -> tuple[StageFolder, Path]:
+def _newest(
+    folder: RunFolder, stage: str | None, display: Display
+) -> tuple[StageFolder, checkpoint.Checkpoint]:
     stages = folder.stages()
     if stage is not None:
         stages = [found for found in stages if found.name == stage]
@@ -124,10 +133,21 @@ def _checkpoint_of(folder: RunFolder, stage: str | None, display: Display) -> tu
             names = ", ".join(found.name for found in folder.stages()) or "none"
             raise InputError(f"--stage {stage}: this run has no such stage; it has {names}")
     finished = [found for found in stages if found.facts().get("status") == "done"]
+    damaged: list[str] = []
     for candidate in reversed(finished or stages):
-        path = checkpoint.newest_verified(candidate.checkpoints, display.warn)
-        if path is not None:
-            if not finished:
-                display.warn(f"stage {candidate.name} is not finished; this is its checkpoint {path.name}")
-            return candidate, path
+        found: list[str] = []
+        loaded = checkpoint.load_newest(candidate.checkpoints, found.append, with_optimizer=False)
+        if loaded is None and finished and not found:
+            found.append("its checkpoint is gone")
+        damaged += [f"stage {candidate.name}: {why}" for why in found]
+        if loaded is None:
+            continue
+        if damaged:
+            used = f"{loaded.path.name} of stage {candidate.name} is used instead"
+            display.warn(f"{'; '.join(damaged)}; {used}; `cupola run` trains again what is lost")
+        if not finished:
+            display.warn(f"stage {candidate.name} is not finished; this is its checkpoint {loaded.path.name}")
+        return candidate, loaded
+    if damaged:
+        raise CupolaError(f"{'; '.join(damaged)}; `cupola run` trains again what is lost")
     raise CupolaError(f"{folder.path}: has no checkpoint yet")

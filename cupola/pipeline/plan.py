@@ -1,8 +1,9 @@
 """Which stages a run has to do: each stage has a key, the digest of everything that shapes its weights.
 
-A finished stage whose key is the same is left alone; an unfinished one goes on from its newest verified
-checkpoint; a stage whose key has changed is set aside (renamed, never deleted) and done anew, and so are
-those after it, since a key contains its parent's.
+A finished stage whose key is the same is left alone (the last one only after every byte of its checkpoint
+has been verified: the run is for it); an unfinished one goes on from its newest verified checkpoint; a stage
+whose key has changed is set aside (renamed, never deleted) and done anew, and so are those after it, since a
+key contains its parent's.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from cupola import storage
-from cupola.checkpoint.names import checkpoints
+from cupola.checkpoint.folder import any_verified
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.pipeline.folder import RunFolder, StageFolder
@@ -77,7 +78,7 @@ def plan_stages(
     for stranger in folder.stages():
         if stranger.path not in belonging:
             _set_aside(folder, stranger, "the recipe has no such stage there", display)
-    return _with_sound_parents(planned[: len(names)], display)
+    return _with_sound_checkpoints(planned[: len(names)], display)
 
 
 def _set_aside(folder: RunFolder, stage: StageFolder, why: str, display: Display) -> None:
@@ -86,19 +87,21 @@ def _set_aside(folder: RunFolder, stage: StageFolder, why: str, display: Display
     folder.ledger.append("stage_set_aside", stage=stage.name, folder=aside.name, why=why)
 
 
-def _with_sound_parents(planned: list[PlannedStage], display: Display) -> list[PlannedStage]:
-    """A finished stage from which the next one begins is verified in full; if it is damaged, it is done
-    again from what is left of it."""
+def _with_sound_checkpoints(planned: list[PlannedStage], display: Display) -> list[PlannedStage]:
+    """A finished stage that the run ends with, or from which the next one begins, is verified in full; if it
+    is damaged, it is done again from what is left of it."""
     sound = list(planned)
-    for index, child in enumerate(planned[1:]):
-        parent = planned[index]
-        begins = child.action != "unchanged" and not checkpoints(child.folder.checkpoints)
-        if parent.action == "unchanged" and begins:
+    needed = True
+    for index in reversed(range(len(sound))):
+        stage = sound[index]
+        if stage.action == "unchanged" and needed:
             try:
-                storage.verify(final_checkpoint(parent.folder))
+                with display.task(f"verifying the checkpoint of stage {stage.name}"):
+                    storage.verify(final_checkpoint(stage.folder))
             except CupolaError as error:
-                display.warn(f"{parent.name}: its checkpoint is damaged ({error}); it is trained again")
-                sound[index] = replace(parent, action="resume")
+                _warn_of_damage(stage.name, error, display)
+                stage = sound[index] = replace(stage, action="resume")
+        needed = stage.action != "unchanged" and not any_verified(stage.folder.checkpoints)
     return sound
 
 
@@ -128,10 +131,15 @@ def _action(folder: StageFolder, key: str, display: Display) -> Literal["unchang
             storage.verify(path, contents=False)
             return "unchanged"
         except CupolaError as error:
-            display.warn(
-                f"{folder.name}: was finished, but its checkpoint is not whole ({error}); going back"
-            )
+            _warn_of_damage(folder.name, error, display)
     return "resume"
+
+
+def _warn_of_damage(stage: str, error: CupolaError, display: Display) -> None:
+    display.warn(
+        f"stage {stage}: was finished, but {error}; it is trained again from its newest whole checkpoint, or"
+        " from where it began"
+    )
 
 
 def final_checkpoint(folder: StageFolder) -> Path:

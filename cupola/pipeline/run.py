@@ -6,7 +6,6 @@ under way is finished and saved.
 """
 
 import contextlib
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from cupola.models import table
 from cupola.paths import runs_root
 from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.mending import mend_records
 from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
 from cupola.pipeline.preflight import preflight
 from cupola.pipeline.prepare import Prepared, heldout_texts, prepare
@@ -75,12 +75,13 @@ def run(
     with folder.lock():
         begun = time.monotonic()
         display.say(f"run {recipe.name} in {folder.path}")
+        mend_records(folder, display)
         prepared = prepare(recipe, display)
         folder.record_recipe(recipe)
         _keep_tokenizer(folder, prepared.tokenizer)
         _record_facts(folder, recipe, prepared)
         decisions = decide(recipe, prepared.vocabulary, folder.facts().get("decisions"), display)
-        folder.record(decisions=decisions.as_json())
+        folder.record_decisions(decisions.as_json())
         planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
         if check_first and any(stage.action == "begin" for stage in planned):
             _check_once(folder, recipe, prepared, decisions, planned, display)
@@ -129,9 +130,10 @@ def _run_stages(
 def _stage_report(
     stage: PlannedStage, status: Literal["done", "unchanged", "stopped", "failed"]
 ) -> StageReport:
-    facts = stage.folder.facts()
+    ended = status in ("done", "unchanged")
+    facts = stage.folder.facts() if ended else {}  # those of an earlier end are not this one's
     saved = checkpoints(stage.folder.checkpoints)
-    if "steps" not in facts and saved:  # not finished: where it can go on from
+    if not ended and saved:  # not finished: where it can go on from
         with contextlib.suppress(CupolaError):  # a damaged one must not hide why the stage ended
             manifest = storage.read_manifest(saved[-1])
             facts = {"tokens": manifest["tokens"], "steps": manifest["step"], "seconds": manifest["seconds"]}
@@ -149,9 +151,9 @@ def _stage_report(
 def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
     """Keep the tokenizer in the run's folder; a different one there belongs to an older recipe."""
     if folder.tokenizer.is_dir():
-        if Tokenizer.load(folder.tokenizer).fingerprint == tokenizer.fingerprint:
-            return
-        shutil.rmtree(folder.tokenizer)
+        with contextlib.suppress(CupolaError):  # a damaged one is written again
+            if Tokenizer.load(folder.tokenizer).fingerprint == tokenizer.fingerprint:
+                return
     with storage.new_folder(folder.tokenizer, {"fingerprint": tokenizer.fingerprint}) as aside:
         tokenizer.save(aside)
 

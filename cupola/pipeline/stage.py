@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from cupola import objectives, optim
 from cupola.checkpoint import folder as checkpoint
+from cupola.checkpoint.names import folder_name
 from cupola.data.loader import Loader, Reader
 from cupola.data.order import Order, epoch_tokens
 from cupola.data.store import TokenStore
@@ -88,20 +89,33 @@ class StageRun:
         seen = start.step - 1 if start.position >= self.clock.end else start.step
         for path in (self.files.evaluations, self.files.samples):
             cut_back(path, seen)
+        self.files.begin(name=self.planned.name, key=self.planned.key)
         self._choose_compile(run_seconds)
         event = "stage_resumed" if start.step else "stage_begun"
-        self.files.record(name=self.planned.name, key=self.planned.key, status="running")
-        self.folder.ledger.append(event, stage=self.planned.name, step=start.step, tokens=start.position)
+        self.folder.ledger.append(
+            event,
+            stage=self.planned.name,
+            step=start.step,
+            tokens=start.position,
+            key=self.planned.key,
+            compiled=self.files.facts()["compiled"],
+        )
         for note in self.order.notes():
             self.display.say(note)
         self._finish(train_stage(self._setup(start), self.display))
 
     def _start(self) -> Progress:
         """Put the weights where the stage begins or goes on, and say where that is."""
-        own = checkpoint.newest_verified(self.files.checkpoints, self._report_ignored)
+        own = checkpoint.load_newest(self.files.checkpoints, self._report_ignored)
+        damaged = checkpoint.set_aside_newer(self.files.checkpoints, own.path if own else None)
         if own is not None:
             return self._resume(own)
         parent = self.planned.parent
+        if damaged:
+            origin = "its first step" if parent is None else f"what stage {parent.name} left"
+            self.display.warn(
+                f"stage {self.planned.name}: has no whole checkpoint; begins again from {origin}"
+            )
         if parent is None:
             return Progress()
         loaded = checkpoint.load(final_checkpoint(parent))
@@ -113,8 +127,7 @@ class StageRun:
         self.display.say(f"stage {self.planned.name}: takes {carried} from {parent.name}")
         return Progress(global_step=loaded.facts["global_step"])
 
-    def _resume(self, path: Any) -> Progress:
-        loaded = checkpoint.load(path)
+    def _resume(self, loaded: checkpoint.Checkpoint) -> Progress:
         self.order.verify_state(loaded.facts["data"])
         self.module.load_state_dict(loaded.weights)
         self._load_optimizer(loaded)
@@ -193,7 +206,7 @@ class StageRun:
         }
         state = optim.optimizer_state(self.optimizer, self.module)
         path = checkpoint.save(self.files.checkpoints, dict(self.module.named_parameters()), state, facts)
-        checkpoint.retain(self.files.checkpoints, self.recipe.checkpoint.keep)
+        checkpoint.retain(self.files.checkpoints, self.recipe.checkpoint.keep, saved=path)
         self.folder.ledger.append(
             "checkpoint",
             stage=self.planned.name,
@@ -208,8 +221,8 @@ class StageRun:
 
     def _finish(self, result: StageResult) -> None:
         progress = result.progress
-        path = checkpoint.checkpoints(self.files.checkpoints)[-1]
-        checkpoint.retain(self.files.checkpoints, 1)
+        path = self.files.checkpoints / folder_name(progress.step)
+        checkpoint.retain(self.files.checkpoints, 1, saved=path)
         facts = {
             "status": "done",
             "checkpoint": path.name,

@@ -12,6 +12,7 @@ import torch
 
 from cupola import storage
 from cupola.checkpoint import folder as checkpoint
+from cupola.checkpoint.names import step_of
 from cupola.errors import CupolaError
 
 
@@ -71,7 +72,9 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(tmp_
     with pytest.raises(CupolaError, match=file):
         checkpoint.load(newer)
     told: list[str] = []
-    assert checkpoint.newest_verified(tmp_path, told.append) == older
+    loaded = checkpoint.load_newest(tmp_path, told.append)
+    assert loaded is not None
+    assert loaded.path == older
     assert len(told) == 1
     assert newer.name in told[0]
     assert file in told[0]
@@ -82,15 +85,54 @@ def test_a_broken_manifest_is_refused(tmp_path):
     (path / storage.MANIFEST).write_text("{")
     with pytest.raises(CupolaError, match=storage.MANIFEST):
         checkpoint.load(path)
-    assert checkpoint.newest_verified(tmp_path, lambda _: None) is None
+    assert checkpoint.load_newest(tmp_path, lambda _: None) is None
+    assert not checkpoint.any_verified(tmp_path)
 
 
-def test_retain_keeps_the_newest(tmp_path):
+def test_retain_keeps_the_one_just_saved_and_those_before_it(tmp_path):
     for step in (1, 2, 10, 9):
-        save(tmp_path, step)
-    removed = checkpoint.retain(tmp_path, 2)
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-00000009", "step-00000010"]
-    assert len(removed) == 2
+        last = save(tmp_path, step)
+    removed = checkpoint.retain(tmp_path, 2, last)
+    assert [step_of(path) for path in removed] == [1]
+    assert [step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [2, 9, 10]
+
+
+def test_a_damaged_optimizer_does_not_matter_to_who_needs_the_weights(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "optimizer.safetensors").write_bytes(b"")
+    loaded = checkpoint.load(path, with_optimizer=False)
+    assert loaded.optimizer == {}
+    assert torch.equal(loaded.weights["b.weight"], tensors(1)["b.weight"])
+    newest = checkpoint.load_newest(tmp_path, pytest.fail, with_optimizer=False)
+    assert newest is not None
+    assert newest.path == path
+    (path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(CupolaError, match="weights"):
+        checkpoint.load(path, with_optimizer=False)
+
+
+def test_what_is_newer_than_the_good_one_is_set_aside_until_it_is_saved_again(tmp_path):
+    good, bad, worse = (save(tmp_path, step) for step in (4, 6, 8))
+    renamed = checkpoint.set_aside_newer(tmp_path, good)
+    assert [path.name for path in renamed] == [f"{path.name}.damaged" for path in (bad, worse)]
+    assert checkpoint.checkpoints(tmp_path) == [good]
+    assert (tmp_path / "latest").resolve() == good.resolve()
+    five = save(tmp_path, 5)
+    checkpoint.retain(tmp_path, 1, five)
+    assert checkpoint.checkpoints(tmp_path) == [five]
+    assert all(path.is_dir() for path in renamed)
+    seven = save(tmp_path, 7)
+    checkpoint.retain(tmp_path, 1, seven)
+    assert checkpoint.checkpoints(tmp_path) == [seven]
+    assert [path.is_dir() for path in renamed] == [False, True]
+
+
+def test_without_a_good_one_all_are_set_aside(tmp_path):
+    save(tmp_path, 1)
+    assert len(checkpoint.set_aside_newer(tmp_path, None)) == 1
+    assert checkpoint.checkpoints(tmp_path) == []
+    assert not (tmp_path / "latest").is_symlink()
+    assert checkpoint.set_aside_newer(tmp_path, None) == []
 
 
 def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(tmp_path, monkeypatch):
@@ -103,7 +145,9 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(tmp_path, monkey
     with pytest.raises(CupolaError, match="No space left on device"):
         save(tmp_path, 2)
     monkeypatch.undo()
-    assert checkpoint.newest_verified(tmp_path, pytest.fail) == older
+    loaded = checkpoint.load_newest(tmp_path, pytest.fail)
+    assert loaded is not None
+    assert loaded.path == older
     assert checkpoint.checkpoints(tmp_path) == [older]
 
 
@@ -118,8 +162,8 @@ def test_a_kill_at_any_write_leaves_only_whole_checkpoints(tmp_path):
         print("ready", flush=True)
         for step in itertools.count(1):
             weights = {{f"w{{i}}": torch.full((300, 300), float(step)) for i in range(4)}}
-            checkpoint.save(folder, weights, {{}}, {{"step": step}})
-            checkpoint.retain(folder, 2)
+            path = checkpoint.save(folder, weights, {{}}, {{"step": step}})
+            checkpoint.retain(folder, 2, path)
         """
     )
     seen = 0

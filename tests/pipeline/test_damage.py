@@ -1,0 +1,233 @@
+"""What a disk or a hand damaged in a run is found, said, and mended without losing what is whole."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cupola.checkpoint.names import checkpoints
+from cupola.display import Display
+from cupola.errors import CupolaError
+from cupola.pipeline.folder import RunFolder, StageFolder
+from cupola.pipeline.listing import list_checkpoints, list_runs
+from cupola.pipeline.opening import open_run
+from cupola.pipeline.run import RunReport, run
+from cupola.recipe.loading import load
+from tests.displays import Heard
+
+SMALL = ["stages.pretrain.tokens=2000", "stages.midtrain.tokens=2000", "evaluate.every=50%"]
+
+
+def go_on(recipe: Path, folder: Path, display: Display | None = None, settings=SMALL) -> RunReport:
+    return run(load(recipe, settings), folder, None, display or Display(), check_first=False)
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
+@pytest.fixture
+def done(tiny_recipe: Path, tmp_path: Path, trained_once: Path) -> Path:
+    """A finished short run, each test's own copy, in the runs' folder."""
+    if not trained_once.exists():
+        assert go_on(tiny_recipe, trained_once).error is None
+    return Path(shutil.copytree(trained_once, tmp_path / "runs" / "tiny", symlinks=True))
+
+
+def stage(folder: Path, number: int) -> StageFolder:
+    return RunFolder(folder).stages()[number - 1]
+
+
+def flip(path: Path) -> Path:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def newest(folder: Path, number: int) -> Path:
+    return checkpoints(stage(folder, number).checkpoints)[-1]
+
+
+def weights_of(folder: Path) -> list[str]:
+    rows = list_checkpoints(folder, True, Display())
+    assert all(row["verified"] for row in rows)
+    return [row["weights_sha256"] for row in rows]
+
+
+def steps_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def tear(path: Path) -> Path:
+    path.write_text(path.read_text()[:40])
+    return path
+
+
+def test_listing_says_what_it_has_not_read(done):
+    flip(newest(done, 2) / "weights.safetensors")
+    assert [row["verified"] for row in list_checkpoints(done, False, Display())] == [None, None]
+    assert [row["verified"] for row in list_checkpoints(done, True, Display())] == [True, False]
+    (newest(done, 1) / "weights.safetensors").unlink()
+    assert [row["verified"] for row in list_checkpoints(done, False, Display())] == [False, None]
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors"])
+def test_one_flipped_bit_in_the_last_stage_is_found_and_trained_again(tiny_recipe, done, file):
+    before = weights_of(done)
+    path = flip(newest(done, 2) / file)
+    heard = Heard()
+    report = go_on(tiny_recipe, done, heard)
+    assert [stage.status for stage in report.stages] == ["unchanged", "done"]
+    assert any(str(path) in text and "trained again" in text for text in heard.warnings)
+    assert weights_of(done) == before
+    assert [path.name for path in stage(done, 2).checkpoints.glob("*.damaged")] == []
+
+
+def test_both_stages_damaged_are_both_trained_again(tiny_recipe, done):
+    before = weights_of(done)
+    for number in (1, 2):
+        flip(newest(done, number) / "weights.safetensors")
+    report = go_on(tiny_recipe, done)
+    assert [stage.status for stage in report.stages] == ["done", "done"]
+    assert weights_of(done) == before
+
+
+def test_a_damaged_end_goes_on_from_the_one_before_and_reports_its_own_steps(tiny_recipe, done, monkeypatch):
+    """What came after the older checkpoint is cut, and a retry that fails does not report the old end."""
+    folder = done.with_name("other")
+    with monkeypatch.context() as patch:
+        patch.setattr("cupola.checkpoint.folder.retain", lambda *_, **__: [])
+        assert go_on(tiny_recipe, folder).error is None
+    before = [stage(folder, number).facts() for number in (1, 2)]
+    older, last = checkpoints(stage(folder, 2).checkpoints)[-2:]
+    flip(last / "weights.safetensors")
+    with monkeypatch.context() as patch:
+
+        def fails(setup, display):
+            raise CupolaError("stopped here")
+
+        patch.setattr("cupola.pipeline.stage.train_stage", fails)
+        report = go_on(tiny_recipe, folder)
+    assert report.error is not None
+    at = json.loads((older / "manifest.json").read_text())
+    assert (report.stages[1].steps, report.stages[1].tokens) == (at["step"], at["tokens"])
+    assert (report.stages[1].final_loss, report.stages[1].heldout_bits_per_byte) == (None, None)
+    assert "steps" not in stage(folder, 2).facts()
+    assert max(steps_of(stage(folder, 2).metrics)) == at["step"]
+    assert max(steps_of(stage(folder, 2).evaluations), default=0) <= at["step"]
+    assert (last.with_name(last.name + ".damaged")).is_dir()
+
+    report = go_on(tiny_recipe, folder)
+    assert report.stages[1].steps == before[1]["steps"]
+    assert steps_of(stage(folder, 2).metrics) == list(range(1, before[1]["steps"] + 1))
+    assert checkpoints(stage(folder, 2).checkpoints) == [last]
+    after = stage(folder, 2).facts()
+    assert {**after, "seconds": 0} == {**before[1], "seconds": 0}
+
+
+def test_reading_needs_the_weights_alone(done):
+    flip(newest(done, 2) / "optimizer.safetensors")
+    heard = Heard()
+    assert open_run(done, heard).stage == "midtrain"
+    assert heard.warnings == []
+
+
+def test_reading_falls_back_within_the_stage_first(tiny_recipe, done):
+    older = newest(done, 2)
+    path = shutil.copytree(older, older.with_name("step-00009999")) / "weights.safetensors"
+    flip(path)
+    heard = Heard()
+    opened = open_run(done, heard)
+    assert (opened.stage, opened.checkpoint) == ("midtrain", older)
+    assert any(str(path) in text and older.name in text for text in heard.warnings)
+
+
+def test_reading_an_earlier_stage_instead_names_both_and_the_file(done):
+    path = flip(newest(done, 2) / "weights.safetensors")
+    heard = Heard()
+    assert open_run(done, heard).stage == "pretrain"
+    [warning] = heard.warnings
+    assert all(words in warning for words in (str(path), "stage midtrain", "stage pretrain"))
+    with pytest.raises(CupolaError, match="midtrain") as refused:
+        open_run(done, Display(), "midtrain")
+    assert str(path) in str(refused.value)
+    flip(newest(done, 1) / "weights.safetensors")
+    with pytest.raises(CupolaError, match=r"weights\.safetensors"):
+        open_run(done, Display())
+
+
+@pytest.mark.parametrize("torn", ["run.json", "stages/02-midtrain/stage.json"])
+def test_a_torn_record_does_not_hide_the_other_runs(done, torn):
+    shutil.copytree(done, done.with_name("another"), symlinks=True)
+    path = tear(done / torn)
+    whole, damaged = list_runs(done.parent)
+    assert "error" not in whole
+    assert [stage["status"] for stage in whole["stages"]] == ["done", "done"]
+    assert str(path) in damaged["error"]
+    assert damaged["name"] == "tiny"
+    assert damaged["stages"][0]["status"] == "done"
+    assert len(list_checkpoints(done, True, Display())) == 2
+
+
+@pytest.mark.parametrize("damage", [tear, Path.unlink])
+def test_damaged_records_are_written_anew_and_nothing_is_trained_again(tiny_recipe, done, damage):
+    folder = RunFolder(done)
+    weights, facts = weights_of(done), folder.facts()
+    records = [stage(done, number).facts() for number in (1, 2)]
+    paths = [done / "run.json", *(stage(done, number).record_path for number in (1, 2))]
+    for path in paths:
+        damage(path)
+    heard = Heard()
+    report = go_on(tiny_recipe, done, heard)
+    assert [stage.status for stage in report.stages] == ["unchanged", "unchanged"]
+    assert all(any(str(path) in text for text in heard.warnings) for path in paths)
+    assert [stage(done, number).facts() for number in (1, 2)] == records
+    kept = folder.facts()
+    for name in set(facts) - {"machine", "decisions"}:
+        assert kept[name] == facts[name]
+    assert kept["decisions"]["precision"] == facts["decisions"]["precision"]
+    assert weights_of(done) == weights
+    assert all(path.with_name(path.name + ".damaged").exists() == (damage is tear) for path in paths)
+
+
+def test_what_auto_decided_comes_back_from_the_ledger(tiny_recipe, done):
+    decided = {**RunFolder(done).facts()["decisions"], "microbatch_tokens": 77}
+    RunFolder(done).record_decisions(decided)
+    tear(done / "run.json")
+    settings = [*SMALL, "scale.microbatch_tokens=auto"]
+    go_on(tiny_recipe, done, settings=settings)
+    assert RunFolder(done).facts()["decisions"]["microbatch_tokens"] == 77
+
+
+def test_a_stage_that_neither_record_nor_ledger_knows_is_refused_with_a_way_on(tiny_recipe, done):
+    before = weights_of(done)
+    tear(stage(done, 2).record_path)
+    (done / "ledger.jsonl").unlink()
+    with pytest.raises(CupolaError, match="rename") as refused:
+        go_on(tiny_recipe, done)
+    assert str(done / "stages" / "02-midtrain" / "stage.json") in str(refused.value)
+    assert len(checkpoints(done / "stages" / "02-midtrain" / "checkpoints")) == 1
+    (done / "stages" / "02-midtrain").rename(done / "stages" / ".02-midtrain")
+    assert go_on(tiny_recipe, done).error is None
+    assert weights_of(done) == before
+
+
+def test_readers_say_how_a_torn_record_is_mended(done):
+    tear(done / "run.json")
+    with pytest.raises(CupolaError, match="cupola run") as refused:
+        open_run(done, Display())
+    assert str(done / "run.json") in str(refused.value)
+    command = str(refused.value).split("`")[1].split()
+    assert command[:2] == ["cupola", "run"]
+    report = run(load(command[2], []), Path(command[4]), None, Display(), check_first=False)
+    assert [stage.status for stage in report.stages] == ["unchanged", "unchanged"]
+    assert open_run(done, Display()).stage == "midtrain"
+
+
+def test_a_damaged_tokenizer_of_the_run_is_written_again(tiny_recipe, done):
+    tear(done / "tokenizer" / "tokenizer.json")
+    assert go_on(tiny_recipe, done).error is None
+    assert open_run(done, Display()).stage == "midtrain"
