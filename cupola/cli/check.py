@@ -35,6 +35,8 @@ def command(recipe: str, overrides: tuple[str, ...], no_data: bool, as_json: boo
     vocabulary = prepared.vocabulary if prepared else loaded.model.rows(loaded.tokenizer.vocabulary)
     decisions = decide(loaded, vocabulary, None, display)
     result = preflight(loaded, prepared, decisions, display)
+    for warning in result.warnings:
+        display.warn(warning)
     for note in result.notes:
         display.say(note)
     if as_json:

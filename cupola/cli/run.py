@@ -6,6 +6,7 @@ import click
 
 from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
 from cupola.display import ConsoleDisplay
+from cupola.paths import runs_root
 
 
 @click.command(
@@ -34,13 +35,18 @@ def command(
     """Do everything RECIPE says, from corpus to trained model; go on where it was interrupted.
 
     What is done and has not changed is not done again. Ctrl-C finishes the step under way, saves and stops.
+    With --json, `status` says done, interrupted or failed, and each stage has its own.
     """
     from cupola.recipe.loading import load
 
     loaded = load(recipe, list(overrides))
 
-    from cupola.pipeline.run import run
-
+    try:
+        from cupola.pipeline.run import run
+    except KeyboardInterrupt:  # loading torch takes seconds
+        if as_json:
+            emit({"run": str(out or runs_root() / loaded.name), "status": "interrupted", "stages": []})
+        raise
     report = run(loaded, out, until, ConsoleDisplay(), check_first=not no_check)
     if as_json:
         emit(report.as_json())

@@ -32,6 +32,10 @@ from cupola.storage import digest
 VERSION = 1
 """Of the arithmetic in this package: raised whenever a change gives any other row than before."""
 
+EPOCHS_WORTHWHILE = 4
+"""So often may a text be seen and be nearly as good as fresh text (Muennighoff et al. 2023, "Scaling
+data-constrained language models")."""
+
 _FIELDS = ["source", "entry", "epoch", "span", "offset"]
 
 SPAN = np.dtype([(name, np.int64) for name in _FIELDS])
@@ -180,16 +184,19 @@ class Order:
         entries = self._mixture.entries(-(-position // self.clock.span))
         return {name: float(k / n) for name, k, n in zip(self.names, entries, self._spans, strict=True)}
 
+    def warnings(self) -> list[str]:
+        """What a person should be warned of before the stage starts: sources seen too often."""
+        return [
+            f"{text}; up to {EPOCHS_WORTHWHILE} are nearly as good as fresh text (Muennighoff et al. 2023), "
+            "more add less and less: add text, or let the stage be shorter"
+            for text, seen in self._repeated()
+            if seen > EPOCHS_WORTHWHILE
+        ]
+
     def notes(self) -> list[str]:
-        """What a person should hear before the stage starts: epochs, raised and ineffective weights."""
-        epochs, found = self.epochs_of(self.clock.end), []
-        for name, seen in epochs.items():
-            if seen > 1:
-                asked = seen * self._spans[self.names.index(name)] * self.clock.span
-                found.append(
-                    f"stage {self.stage!r} asks for {asked:,.0f} tokens of {name!r}, "
-                    f"which has {self._tokens[name]:,}: {seen:.3g} epochs"
-                )
+        """What a person should hear before the stage starts, beside `warnings`: sources seen more than once,
+        raised and ineffective weights."""
+        found = [text for text, seen in self._repeated() if seen <= EPOCHS_WORTHWHILE]
         for weights in self._weights.values():
             whole = math.fsum(weights.values())
             low = sorted(name for name, weight in weights.items() if weight / whole < 1 / PARTS)
@@ -205,6 +212,17 @@ class Order:
                 f"comes first"
             )
         return found
+
+    def _repeated(self) -> Iterator[tuple[str, float]]:
+        """A line for each source that is seen more than once, and its number of epochs."""
+        for name, seen in self.epochs_of(self.clock.end).items():
+            if seen > 1:
+                asked = seen * self._spans[self.names.index(name)] * self.clock.span
+                text = (
+                    f"stage {self.stage!r} asks for {asked:,.0f} tokens of {name!r}, "
+                    f"which has {self._tokens[name]:,}: {seen:.3g} epochs"
+                )
+                yield text, seen
 
     def facts(self) -> dict[str, Any]:
         """Everything that the order depends on, as JSON.

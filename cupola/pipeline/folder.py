@@ -43,13 +43,14 @@ class RunFolder:
         self.ledger = Ledger(path / "ledger.jsonl")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for writing.
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the folder for writing, for a recipe of that name.
 
         Raises:
-            InputError: another process holds it, or it can't be made.
+            InputError: another process holds it, it can't be made, or it is something else's.
         """
         try:
+            self._refuse_others(name)
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
@@ -63,6 +64,20 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def _refuse_others(self, name: str) -> None:
+        """Neither somebody's files nor the run of another recipe are taken over."""
+        if not self.path.is_dir():
+            return
+        begun = (self.path / "run.json").exists() or self.ledger.path.exists()
+        if not begun and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            raise InputError(f"{self.path}: holds files but no run; choose an empty or new folder")
+        there = self.facts().get("name", name)
+        if there != name:
+            raise InputError(
+                f"{self.path}: is the run of recipe {there}, not of {name}; choose another folder, or say"
+                f" --set name={there} to go on there and have its stages set aside where they differ"
+            )
 
     @property
     def tokenizer(self) -> Path:

@@ -24,7 +24,7 @@ from cupola.parallel.device import peak_memory, reset_peak_memory, synchronize, 
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
 from cupola.pipeline.prepare import Prepared
-from cupola.pipeline.stage import stage_clock, stage_order
+from cupola.pipeline.stage import stage_clock, stage_notes, stage_order
 from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Recipe, Stage
 from cupola.storage import digest
@@ -55,7 +55,9 @@ class Check:
     stages: list[StageCheck]
     order_fingerprint: str | None
     notes: list[str]
-    """What a person should hear: sources seen more than once, raised weights."""
+    """What a person should hear: sources seen more than once, raised weights, batches of uneven size."""
+    warnings: list[str]
+    """What a person should be warned of: sources seen too often."""
 
     def as_json(self) -> dict[str, Any]:
         """The object that `cupola check --json` prints."""
@@ -72,26 +74,32 @@ def preflight(recipe: Recipe, prepared: Prepared | None, decisions: Decisions, d
         CupolaError: a first loss that is off, a batch that can't be learnt, memory that does not suffice;
             names the stage and what to look at.
     """
-    checks, fingerprints, notes = [], [], []
+    checks, fingerprints, notes, warnings = [], [], [], []
     with display.task("checking the recipe", total=len(recipe.stages) + 1, unit="stages") as task:
         for name, stage in recipe.stages.items():
             task.note(name)
-            check, order = _check_stage(recipe, name, stage, prepared, decisions)
-            checks.append(check)
+            clock, order = _clock_and_order(recipe, name, stage, prepared)
+            checks.append(_check_stage(recipe, name, stage, clock, order, prepared, decisions))
+            notes += stage_notes(name, clock, order)
             if order is not None:
                 fingerprints.append(order.fingerprint())
-                notes += order.notes()
+                warnings += order.warnings()
             task.advance()
         task.note("one batch by heart")
         _overfit(recipe, decisions, checks[0])
         task.advance()
-    return Check(checks, digest(fingerprints) if prepared else None, notes)
+    return Check(checks, digest(fingerprints) if prepared else None, notes, warnings)
 
 
 def _check_stage(
-    recipe: Recipe, name: str, stage: Stage, prepared: Prepared | None, decisions: Decisions
-) -> tuple[StageCheck, Order | None]:
-    clock, order, epochs = _clock_and_order(recipe, name, stage, prepared)
+    recipe: Recipe,
+    name: str,
+    stage: Stage,
+    clock: Clock,
+    order: Order | None,
+    prepared: Prepared | None,
+    decisions: Decisions,
+) -> StageCheck:
     device = torch.device(decisions.device)
     reset_peak_memory(device)
     module = build(recipe.model, decisions.vocabulary, recipe.seed, device)
@@ -113,7 +121,8 @@ def _check_stage(
     expected = objective.expected_first_loss(decisions.vocabulary)
     _judge(name, losses[0], expected, peak, device)
     seconds = _stage_seconds(clock, tokens_per_second, step_seconds)
-    return StageCheck(name, losses[0], expected, peak, seconds, epochs), order
+    epochs = order.epochs_of(clock.end) if order else {}
+    return StageCheck(name, losses[0], expected, peak, seconds, epochs)
 
 
 def _judge(name: str, loss: float, expected: float, peak: int, device: torch.device) -> None:
@@ -131,13 +140,12 @@ def _judge(name: str, loss: float, expected: float, peak: int, device: torch.dev
 
 def _clock_and_order(
     recipe: Recipe, name: str, stage: Stage, prepared: Prepared | None
-) -> tuple[Clock, Order | None, dict[str, float]]:
+) -> tuple[Clock, Order | None]:
     if prepared is None:
-        return Clock(stage, epoch_tokens=10**9), None, {}
+        return Clock(stage, epoch_tokens=10**9), None
     stores = prepared.train_stores(stage)
     clock = stage_clock(stage, stores)
-    order = stage_order(recipe, name, stage, stores, clock)
-    return clock, order, order.epochs_of(clock.end)
+    return clock, stage_order(recipe, name, stage, stores, clock)
 
 
 def _first_microbatches(

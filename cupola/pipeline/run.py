@@ -21,7 +21,6 @@ from cupola.models import table
 from cupola.paths import runs_root
 from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
-from cupola.pipeline.mending import mend_records
 from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
 from cupola.pipeline.preflight import preflight
 from cupola.pipeline.prepare import Prepared, heldout_texts, prepare
@@ -52,8 +51,15 @@ class RunReport:
     error: CupolaError | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `cupola run --json` prints."""
-        return {"run": self.run, "stages": [asdict(stage) for stage in self.stages]}
+        """The object that `cupola run --json` prints; `status` is done, interrupted or failed."""
+        return {"run": self.run, "status": self.status, "stages": [asdict(stage) for stage in self.stages]}
+
+    @property
+    def status(self) -> Literal["done", "interrupted", "failed"]:
+        """How the run as a whole ended."""
+        if self.error is None:
+            return "done"
+        return "interrupted" if isinstance(self.error, Interrupted) else "failed"
 
 
 def run(
@@ -72,28 +78,43 @@ def run(
     names = stage_names_until(recipe, until)
     folder = RunFolder(out or runs_root() / recipe.name)
     report = RunReport(str(folder.path))
-    with folder.lock():
-        begun = time.monotonic()
-        display.say(f"run {recipe.name} in {folder.path}")
-        mend_records(folder, display)
-        prepared = prepare(recipe, display)
-        folder.record_recipe(recipe)
-        _keep_tokenizer(folder, prepared.tokenizer)
-        _record_facts(folder, recipe, prepared)
-        decisions = decide(recipe, prepared.vocabulary, folder.facts().get("decisions"), display)
-        folder.record_decisions(decisions.as_json())
-        planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
-        if check_first and any(stage.action == "begin" for stage in planned):
-            _check_once(folder, recipe, prepared, decisions, planned, display)
-        _run_stages(folder, recipe, prepared, decisions, planned, report, display)
-        if any(stage.status != "unchanged" for stage in report.stages):
-            try:
-                write_report(folder.path)
-            except (OSError, CupolaError) as error:
-                display.warn(f"the report could not be written: {error}")
-        if report.error is None:
-            _say_what_next(folder, report, time.monotonic() - begun, display)
+    with folder.lock(recipe.name):
+        try:
+            _run(folder, recipe, names, report, display, check_first)
+        except KeyboardInterrupt:  # before, between or after the stages; in one the loop sees to it
+            report.error = report.error or Interrupted("stopped; the same command goes on with what is done")
     return report
+
+
+def _run(
+    folder: RunFolder,
+    recipe: Recipe,
+    names: list[str],
+    report: RunReport,
+    display: Display,
+    check_first: bool,
+) -> None:
+    begun = time.monotonic()
+    display.say(f"run {recipe.name} in {folder.path}")
+    prepared = prepare(recipe, display)
+    folder.record(name=recipe.name)  # from here on the folder is this run's
+    decisions = decide(recipe, prepared.vocabulary, folder.facts().get("decisions"), display)
+    planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
+    # Not before the stages that no longer fit are set aside: a kill must not leave them under a new recipe.
+    folder.record(decisions=decisions.as_json())
+    folder.record_recipe(recipe)
+    _keep_tokenizer(folder, prepared.tokenizer, display)
+    _record_facts(folder, recipe, prepared)
+    if check_first and any(stage.action == "begin" for stage in planned):
+        _check_once(folder, recipe, prepared, decisions, planned, display)
+    _run_stages(folder, recipe, prepared, decisions, planned, report, display)
+    if any(stage.status != "unchanged" for stage in report.stages):
+        try:
+            write_report(folder.path)
+        except (OSError, CupolaError) as error:
+            display.warn(f"the report could not be written: {error}")
+    if report.error is None:
+        _say_what_next(folder, report, time.monotonic() - begun, display)
 
 
 def _run_stages(
@@ -130,10 +151,9 @@ def _run_stages(
 def _stage_report(
     stage: PlannedStage, status: Literal["done", "unchanged", "stopped", "failed"]
 ) -> StageReport:
-    ended = status in ("done", "unchanged")
-    facts = stage.folder.facts() if ended else {}  # those of an earlier end are not this one's
+    facts = stage.folder.facts()
     saved = checkpoints(stage.folder.checkpoints)
-    if not ended and saved:  # not finished: where it can go on from
+    if "steps" not in facts and saved:  # not finished: where it can go on from
         with contextlib.suppress(CupolaError):  # a damaged one must not hide why the stage ended
             manifest = storage.read_manifest(saved[-1])
             facts = {"tokens": manifest["tokens"], "steps": manifest["step"], "seconds": manifest["seconds"]}
@@ -148,12 +168,15 @@ def _stage_report(
     )
 
 
-def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
-    """Keep the tokenizer in the run's folder; a different one there belongs to an older recipe."""
+def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer, display: Display) -> None:
+    """Keep the tokenizer in the run's folder; a different one there belongs to an older recipe, and a damaged
+    one is replaced from the cache."""
     if folder.tokenizer.is_dir():
-        with contextlib.suppress(CupolaError):  # a damaged one is written again
-            if Tokenizer.load(folder.tokenizer).fingerprint == tokenizer.fingerprint:
+        try:
+            if storage.verify(folder.tokenizer).get("fingerprint") == tokenizer.fingerprint:
                 return
+        except CupolaError as error:
+            display.warn(f"{error}; the run's tokenizer is written anew")
     with storage.new_folder(folder.tokenizer, {"fingerprint": tokenizer.fingerprint}) as aside:
         tokenizer.save(aside)
 
@@ -164,7 +187,8 @@ def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> None
     if folder.facts().get("heldout") != heldout:
         xz = {name: xz_bits(heldout_texts(prepared.gathered[name])) for name in prepared.stores}
         folder.record(
-            heldout=heldout, xz_bits_per_byte={name: bits.bits_per_byte for name, bits in xz.items()}
+            heldout=heldout,
+            xz_bits_per_byte={name: bits.facts()["bits_per_byte"] for name, bits in xz.items()},
         )
     folder.record(
         parameters=table.count(recipe.model, prepared.vocabulary),

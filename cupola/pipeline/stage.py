@@ -48,6 +48,11 @@ def stage_order(
     return Order.over(recipe.seed, name, stores, clock, stage.data)
 
 
+def stage_notes(name: str, clock: Clock, order: Order | None) -> list[str]:
+    """What a person should hear before a stage starts; without data of its batches only."""
+    return [f"stage {name!r}: {note}" for note in clock.notes()] + (order.notes() if order else [])
+
+
 class StageRun:
     """The parts of one stage, put together; `train` does the rest."""
 
@@ -100,7 +105,9 @@ class StageRun:
             key=self.planned.key,
             compiled=self.files.facts()["compiled"],
         )
-        for note in self.order.notes():
+        for warning in self.order.warnings():
+            self.display.warn(warning)
+        for note in stage_notes(self.planned.name, self.clock, self.order):
             self.display.say(note)
         self._finish(train_stage(self._setup(start), self.display))
 

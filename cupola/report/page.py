@@ -11,7 +11,7 @@ import numpy as np
 from cupola import storage
 from cupola.display import count, duration, size
 from cupola.report.plots import curve_svgs, loss_plot_svg, palette_css
-from cupola.report.records import RunRecords, StageRecords, read_records
+from cupola.report.records import RunRecords, StageRecords, finite_figures, read_records
 from cupola.train.metrics import mean_of_last
 
 EVENTS_SHOWN = 200
@@ -39,7 +39,7 @@ def render(records: RunRecords) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    yardsticks = records.facts.get("xz_bits_per_byte") or {}
+    yardsticks = finite_figures(records.facts.get("xz_bits_per_byte") or {})
     sources = list(dict.fromkeys(source for stage in records.stages for source in stage.heldout))
     return environment.get_template("report.html").render(
         name=records.name,

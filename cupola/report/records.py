@@ -120,12 +120,15 @@ def read_records(folder: Path) -> RunRecords:
 
 def heldout_by_source(evaluation: dict[str, Any]) -> dict[str, float]:
     """Source -> bits per byte of one evaluation, which gives a number or an object for each source."""
-    found = {}
-    for name, value in (evaluation.get("sources") or {}).items():
-        figure = value.get("bits_per_byte") if isinstance(value, dict) else value
-        if _finite(figure):
-            found[str(name)] = float(figure)
-    return found
+    sources = evaluation.get("sources") or {}
+    return finite_figures(
+        {k: v.get("bits_per_byte") if isinstance(v, dict) else v for k, v in sources.items()}
+    )
+
+
+def finite_figures(figures: dict[str, Any]) -> dict[str, float]:
+    """Those that are numbers; a source without held-out text has none."""
+    return {str(name): float(figure) for name, figure in figures.items() if _finite(figure)}
 
 
 def _read_stage(path: Path) -> StageRecords:

@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from cupola.data.batch import Microbatch
+from cupola.display import Task
 from cupola.objectives import Objective
 from cupola.parallel.device import Precision, synchronize
 from cupola.parallel.engine import LocalEngine
 
 ROUNDS = 4
+"""Timed passes of each precision, after one to warm up."""
+PASSES = 2 * (ROUNDS + 1)
 SECONDS = 8.0
 """After so long two rounds must do."""
 
@@ -31,12 +34,14 @@ def measure_precision(
     microbatch: Microbatch,
     device: torch.device | str,
     rounds: int = ROUNDS,
+    task: Task | None = None,
 ) -> tuple[Precision, float]:
     """Choose between fp32 and bf16 autocast; the module's weights are untouched, its gradients dropped.
 
     Args:
-        microbatch: of the size that training will use.
+        microbatch: as training will use, or a part of one.
         rounds: timed passes of each, after one to warm up; fewer where they are slow.
+        task: moved on by one with each of `PASSES` passes.
 
     Returns:
         The precision, and how many times as fast as fp32 bf16 is.
@@ -50,7 +55,11 @@ def measure_precision(
             break
         for name in names:
             engine = LocalEngine(module, name, device)
+            if task is not None:
+                task.note(name if turn else f"{name}, warming up")
             seconds[name].append(time_pass(engine, objective, microbatch))
+            if task is not None:
+                task.advance()
     fp32, bf16 = (min(seconds[name][1:]) for name in names)
     ratio = fp32 / bf16
     supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

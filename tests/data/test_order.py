@@ -207,9 +207,17 @@ def test_epochs_of_counts_how_often_a_source_is_seen() -> None:
     for number, name in enumerate(order.names):
         tokens = rows["length"][rows["source"] == number].sum()
         assert epochs[name] == tokens / (LENGTHS[name] // 32 * 32)
-    notes = order.notes()
-    assert len(notes) == 2
-    assert "20,480 tokens of 'c', which has 99: 213 epochs" in notes[1]
+    assert order.notes() == []
+    warnings = order.warnings()
+    assert len(warnings) == 2
+    assert "20,480 tokens of 'c', which has 99: 213 epochs; up to 4 are nearly as good" in warnings[1]
+
+
+@pytest.mark.parametrize(("tokens", "said", "warned"), [(9_000, 0, 0), (40_000, 1, 0), (41_024, 0, 1)])
+def test_more_than_four_epochs_are_a_warning(tokens: int, said: int, warned: int) -> None:
+    """10,016 tokens are 313 spans; 4 times that is 40,064."""
+    order = order_of(small_stage(tokens=tokens, data="a"), a=10_016)
+    assert (len(order.notes()), len(order.warnings())) == (said, warned)
 
 
 def test_notes_say_when_a_weight_is_raised() -> None:

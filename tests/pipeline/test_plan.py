@@ -71,12 +71,15 @@ def test_a_damaged_parent_is_trained_again_before_its_child(tiny_recipe, done):
 
 def test_nothing_held_out_is_null_in_every_record(tiny_recipe, tmp_path):
     none = ["corpora.manual.heldout=0", "corpora.reference.heldout=0"]
-    report = run(
-        load(tiny_recipe, [*SMALL, *none]), tmp_path / "none", "pretrain", Display(), check_first=False
-    )
+    heard = Heard()
+    folder = tmp_path / "none"
+    report = run(load(tiny_recipe, [*SMALL, *none]), folder, "pretrain", heard, check_first=False)
     assert report.stages[0].heldout_bits_per_byte is None
-    text = (tmp_path / "none" / "stages" / "01-pretrain" / "stage.json").read_text()
-    assert "NaN" not in text
+    for path in (folder / "run.json", folder / "stages" / "01-pretrain" / "stage.json"):
+        assert "NaN" not in path.read_text()
+    assert RunFolder(folder).facts()["xz_bits_per_byte"] == {"manual": None, "reference": None}
+    assert (folder / "report.html").is_file()
+    assert not [text for text in heard.warnings if "report" in text]
 
 
 def test_a_row_that_shrinks_in_the_last_window_is_checked(tiny_recipe, tmp_path):
