@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cupola.errors import InputError
 from cupola.recipe.clock import Clock
-from cupola.recipe.model import FAMILIES, Experts, Model, Rope
+from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
 from cupola.recipe.schema import KINDS, Corpus, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
@@ -79,8 +79,10 @@ def model_problems(model: Model) -> Iterator[Problem]:
     mixers = set(model.mixers())
     if mixers & {"attention", "sliding_attention"}:
         yield from _attention(model, mixers)
-    elif model.heads:
-        yield Problem(("model", "heads"), f"{model.family} has no attention; remove it")
+    else:
+        yield from _without_effect(model, sorted(ATTENTION_ONLY), "attention")
+    for kind in sorted({"mamba", "mamba2", "rwkv7"} - mixers):
+        yield from _without_effect(model, [kind], f"a block of {kind}")
     if "mamba2" in mixers:
         yield from _mamba2(model)
     if "rwkv7" in mixers and model.width % model.rwkv7.head_width:
@@ -89,6 +91,12 @@ def model_problems(model: Model) -> Iterator[Problem]:
         )
     if model.experts is not None:
         yield from _experts(model, model.experts)
+
+
+def _without_effect(model: Model, keys: list[str], needed: str) -> Iterator[Problem]:
+    for key in keys:
+        if getattr(model, key) != type(model).model_fields[key].default:
+            yield Problem(("model", key), f"has no effect without {needed} in the model; remove it")
 
 
 def _indivisible(path: tuple[str, ...], whole: str, size: int, part: int, name: str) -> Problem:

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
 from cupola.recipe.strict import Strict, round_up
 
@@ -137,6 +145,21 @@ FAMILIES = {
 """The blocks that a family may be made of; the first is what it is made of unless a pattern says else."""
 
 
+ATTENTION_ONLY = {
+    "heads",
+    "key_value_heads",
+    "head_width",
+    "window",
+    "qk_norm",
+    "attention_bias",
+    "output_bias",
+    "positions",
+    "rope",
+    "attention_multiplier",
+}
+"""Settings that mean nothing without attention."""
+
+
 def _pattern(value: Any) -> tuple[str, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not items:
@@ -250,6 +273,15 @@ class Model(Strict):
         if isinstance(value, dict) and value.get("family") == "rwkv7":
             return {"norm": "layernorm", "embedding_norm": True} | value
         return value
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        mixers = set(self.mixers())
+        absent = {"mamba", "mamba2", "rwkv7"} - mixers
+        if not mixers & {"attention", "sliding_attention"}:
+            absent |= ATTENTION_ONLY
+        return {key: value for key, value in values.items() if key not in absent}
 
     def mixers(self) -> tuple[str, ...]:
         """The kind of each block's mixer, from the embedding to the head."""
