@@ -69,15 +69,16 @@ class RunFolder:
         """Neither somebody's files nor the run of another recipe are taken over."""
         if not self.path.is_dir():
             return
-        begun = (self.path / "run.json").exists() or self.ledger.path.exists()
+        begun = self.record_path.exists() or self.ledger.path.exists()
         if not begun and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise InputError(f"{self.path}: holds files but no run; choose an empty or new folder")
-        there = self.facts().get("name", name)
-        if there != name:
-            raise InputError(
-                f"{self.path}: is the run of recipe {there}, not of {name}; choose another folder, or say"
-                f" --set name={there} to go on there and have its stages set aside where they differ"
-            )
+        with contextlib.suppress(DamagedRecord):
+            there = self.facts().get("name", name)
+            if there != name:
+                raise InputError(
+                    f"{self.path}: is the run of recipe {there}, not of {name}; choose another folder, or say"
+                    f" --set name={there} to go on there and have its stages set aside where they differ"
+                )
 
     @property
     def tokenizer(self) -> Path:

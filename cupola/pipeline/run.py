@@ -21,6 +21,7 @@ from cupola.models import table
 from cupola.paths import runs_root
 from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.mending import mend_records
 from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
 from cupola.pipeline.preflight import preflight
 from cupola.pipeline.prepare import Prepared, heldout_texts, prepare
@@ -96,12 +97,13 @@ def _run(
 ) -> None:
     begun = time.monotonic()
     display.say(f"run {recipe.name} in {folder.path}")
+    mend_records(folder, display)
     prepared = prepare(recipe, display)
     folder.record(name=recipe.name)  # from here on the folder is this run's
     decisions = decide(recipe, prepared.vocabulary, folder.facts().get("decisions"), display)
     planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
     # Not before the stages that no longer fit are set aside: a kill must not leave them under a new recipe.
-    folder.record(decisions=decisions.as_json())
+    folder.record_decisions(decisions.as_json())
     folder.record_recipe(recipe)
     _keep_tokenizer(folder, prepared.tokenizer, display)
     _record_facts(folder, recipe, prepared)
@@ -151,9 +153,10 @@ def _run_stages(
 def _stage_report(
     stage: PlannedStage, status: Literal["done", "unchanged", "stopped", "failed"]
 ) -> StageReport:
-    facts = stage.folder.facts()
+    ended = status in ("done", "unchanged")
+    facts = stage.folder.facts() if ended else {}  # those of an earlier end are not this one's
     saved = checkpoints(stage.folder.checkpoints)
-    if "steps" not in facts and saved:  # not finished: where it can go on from
+    if not ended and saved:  # not finished: where it can go on from
         with contextlib.suppress(CupolaError):  # a damaged one must not hide why the stage ended
             manifest = storage.read_manifest(saved[-1])
             facts = {"tokens": manifest["tokens"], "steps": manifest["step"], "seconds": manifest["seconds"]}
