@@ -4,6 +4,7 @@ Everything here works on N = chunks * rows * heads matrices at once, in this ord
 functions go from chunk to chunk.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -49,7 +50,11 @@ def masks(size: int, chunks: Chunks | None, part: Part, like: Tensor) -> Masks:
 
 @dataclass(frozen=True)
 class Group:
-    """Some consecutive chunks of some rows, ready for the recurrence."""
+    """Some consecutive chunks of some rows, ready for the recurrence.
+
+    Where a product goes into half of a tensor it is made apart and copied: torch multiplies matrix by matrix
+    into what is not contiguous, which takes a third longer.
+    """
 
     masks: Masks
     decay: Tensor
@@ -143,13 +148,13 @@ def recur(group: Group, written: Tensor, state: Tensor) -> tuple[Tensor, Tensor]
     size, half, shape = group.size, group.half, state.shape
     queries = group.by_chunk(torch.bmm(group.inverse, group.seeing[:, :size]))
     own = torch.bmm(group.products[:, :size, size:], written[:, size:])
-    torch.bmm(group.inverse, own, out=written[:, :size])
+    written[:, :size] = torch.bmm(group.inverse, own)
     by_chunk, writers = group.by_chunk(written), group.by_chunk(group.contributing)
     middles = written.new_empty(*half.shape[:2], *shape[-2:])
     torch.mul(state.flatten(0, 1), half[0], out=middles[0])
     to_next = half[:-1] * half[1:]  # from middle to middle
     for c in range(len(half)):
-        by_chunk[c, :, :size].baddbmm_(queries[c], middles[c].transpose(1, 2))
+        by_chunk[c, :, :size] += torch.bmm(queries[c], middles[c].transpose(1, 2))
         left = torch.baddbmm(group.surviving(middles[c], c), by_chunk[c].transpose(1, 2), writers[c])
         if c + 1 < len(half):
             torch.mul(left, to_next[c], out=middles[c + 1])
@@ -162,33 +167,32 @@ def outputs(group: Group, written: Tensor, middles: Tensor) -> Tensor:
     return group.outer(y.baddbmm_(group.seeing[:, group.size :], middles.transpose(1, 2)))
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """Of the inputs of `group`, and of V, of the same shape."""
+def backward(
+    group: Group,
+    written: Tensor,
+    middles: Tensor,
+    d_y: Tensor,
+    d_state: Tensor,
+    along: Tensor,
+    into: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a group.
 
-    r: Tensor
-    log_decay: Tensor
-    k: Tensor
-    v: Tensor
-    a: Tensor
-    b: Tensor
-    state: Tensor
-    """That of the state before the group, (rows, heads, width, width)."""
-    along: Tensor
-    """That state times its gradient, summed over values, (rows, heads, width)."""
+    Args:
+        d_y: (chunks, rows, heads, size, width).
+        d_state: that of the state after the group, (rows, heads, width, width).
+        along: that state times its gradient, summed over values, (rows, heads, width).
+        into: where those of r, log_decay, k, v, a, b go, all of d_y's shape.
 
-
-def gradients(
-    group: Group, written: Tensor, middles: Tensor, d_y: Tensor, d_state: Tensor, along: Tensor
-) -> Gradients:
-    """The backward pass of a group: `d_state` and `along` as in `Gradients`, but of the state after it."""
+    Returns:
+        d_state and along of the state before the group.
+    """
     size = group.size
     read = torch.empty_like(written)  # the gradients of (I - A_ab) U and of Y
     group.outer(read)[..., size:, :] = d_y
-    d_written = torch.bmm(group.products[:, size:].transpose(1, 2), read[:, size:])
-    d_middles, d_left, d_state = recur_backward(group, read, d_written[:, :size], d_state)
-    d_v = d_written[:, size:]
-    d_v.baddbmm_(group.products[:, :size, size:].transpose(1, 2), read[:, :size])
+    d_solved = torch.bmm(group.products[:, size:, :size].transpose(1, 2), read[:, size:])
+    d_middles, d_left, d_state = recur_backward(group, read, d_solved, d_state)
+    d_v = torch.bmm(group.products[:, :, size:].transpose(1, 2), read)
     d_v.baddbmm_(group.contributing[:, size:], d_left.transpose(1, 2))
 
     d_products = torch.bmm(read, written.transpose(1, 2))
@@ -203,19 +207,16 @@ def gradients(
     sums = group.outer(d_middles.mul_(middles).sum(-2))
     d_half = sums + torch.cat([sums[1:], along[None]])
     before, after = group.decay[..., :-1, :], group.decay[..., 1:, :]
-    d_log_decay = _decay_backward(group, d_readers, d_writers, d_half)
+    into_r, into_log_decay, into_k, into_v, into_a, into_b = into
+    into_v.copy_(group.outer(d_v))
+    into_log_decay.copy_(_decay_backward(group, d_readers, d_writers, d_half))
     d_a, d_r = group.outer(d_readers).split(size, dim=-2)
     d_b, d_k = group.outer(d_writers).split(size, dim=-2)
-    return Gradients(
-        r=d_r.mul_(after),
-        log_decay=d_log_decay,
-        k=d_k.div_(after),
-        v=group.outer(d_v),
-        a=d_a.mul_(before),
-        b=d_b.div_(after),
-        state=d_state,
-        along=sums[0],
-    )
+    torch.mul(d_r, after, out=into_r)
+    torch.mul(d_a, before, out=into_a)
+    torch.div(d_k, after, out=into_k)
+    torch.div(d_b, after, out=into_b)
+    return d_state, sums[0]
 
 
 def recur_backward(
@@ -232,14 +233,14 @@ def recur_backward(
     """
     size, half, shape = group.size, group.half, d_state.shape
     transposed = group.inverse.transpose(1, 2)
-    torch.bmm(transposed, d_solved, out=read[:, :size])
+    read[:, :size] = torch.bmm(transposed, d_solved)
     keys = group.by_chunk(torch.bmm(transposed, group.contributing[:, :size]))
     by_chunk, readers = group.by_chunk(read), group.by_chunk(group.seeing)
     d_middles, d_left = (read.new_empty(*half.shape[:2], *shape[-2:]) for _ in range(2))
     torch.mul(d_state.flatten(0, 1), half[-1], out=d_left[-1])
     to_next = half[:-1] * half[1:]
     for c in reversed(range(len(half))):
-        by_chunk[c, :, :size].baddbmm_(keys[c], d_left[c].transpose(1, 2))
+        by_chunk[c, :, :size] += torch.bmm(keys[c], d_left[c].transpose(1, 2))
         kept = group.surviving(d_left[c], c)
         torch.baddbmm(kept, by_chunk[c].transpose(1, 2), readers[c], out=d_middles[c])
         if c > 0:

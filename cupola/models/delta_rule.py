@@ -83,15 +83,16 @@ def scan_reference(
     state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`scan` as the formula, token by token, differentiated by autograd."""
-    batch, length, heads, width = r.shape
+    batch, _, heads, width = r.shape
     if state is None:
         state = log_decay.new_zeros(batch, heads, width, width)
     continues = segments.reaches(1)
     outputs = []
-    for t in range(length):
+    tokens = zip(*(x.unbind(1) for x in (r, log_decay, k, v, a, b)), strict=True)
+    for t, (r_t, log_decay_t, k_t, v_t, a_t, b_t) in enumerate(tokens):
         if continues is not None and t > 0:
             state = state * continues[:, t, :, None, None]
-        y, state = step(r[:, t], log_decay[:, t], k[:, t], v[:, t], a[:, t], b[:, t], state)
+        y, state = step(r_t, log_decay_t, k_t, v_t, a_t, b_t, state)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state
 
@@ -139,13 +140,15 @@ class _Scan(torch.autograd.Function):
             middles, solved, inverse = kept[3 * index : 3 * index + 3]
             group, written = _prepare(tensors, ctx.chunks, part, inverse)
             written[:, :CHUNK] = solved
-            found = delta_chunks.gradients(
-                group, written, middles, _cut(d_y, part), d_state[rows], along[rows]
+            d_state[rows], along[rows] = delta_chunks.backward(
+                group,
+                written,
+                middles,
+                _cut(d_y, part),
+                d_state[rows],
+                along[rows],
+                [_cut(x, part) for x in gradients],
             )
-            d_state[rows], along[rows] = found.state, found.along
-            values = (found.r, found.log_decay, found.k, found.v, found.a, found.b)
-            for gradient, value in zip(gradients, values, strict=True):
-                _cut(gradient, part).copy_(value)
         return *gradients, d_state, None
 
 
