@@ -212,7 +212,7 @@ class StageRun:
             "data": self.order.state(progress.position),
         }
         state = optim.optimizer_state(self.optimizer, self.module)
-        path = checkpoint.save(self.files.checkpoints, dict(self.module.named_parameters()), state, facts)
+        path = checkpoint.save(self.files.checkpoints, self.module.state_dict(), state, facts)
         checkpoint.retain(self.files.checkpoints, self.recipe.checkpoint.keep, saved=path)
         self.folder.ledger.append(
             "checkpoint",
