@@ -24,7 +24,8 @@ Loads are evened in one of two ways:
   same, for several ours is the mean of its value for each.
 - `bias` (Wang et al. 2024; DeepSeek-V3): experts are chosen by score + bias but weighted by the score alone.
   After each step `rebalance` moves every expert's bias by `bias_rate`, up where its load over the whole
-  batch was below the mean and down where it was above. No gradient is disturbed.
+  batch was below the mean and down where it was above. No gradient is disturbed. (The published rate, 0.001,
+  is made for sigmoids; softmax scores are about 1 / count, and want a smaller one where experts are many.)
 """
 
 from typing import NamedTuple
@@ -108,11 +109,12 @@ class Experts(Pointwise, nn.Module):
             weights = weights / weights.sum(-1, keepdim=True).clamp(min=SMALLEST_SUM)
         return Routing(scores, chosen, weights)
 
+    @torch.compiler.disable
     def mix(self, tokens: Tensor, weights: Tensor, groups: Groups) -> Tensor:
         """The routed experts' weighted sum: (tokens, width) -> the same.
 
         A weight scales the hidden row, which is narrower than the result and is kept for the backward pass
-        anyway.
+        anyway. A compiled block calls this as it is: torch's compiler has no grouped product in fp32.
         """
         rows = dispatch(tokens, groups)
         hidden = F.silu(grouped_linear(rows, self.gate, groups)) * grouped_linear(rows, self.up, groups)

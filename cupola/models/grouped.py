@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from cupola.models.layers import compute_dtype
 
-_GROUPED_MM = getattr(F, "grouped_mm", None)
+_GROUPED_MM: Any = getattr(F, "grouped_mm", None)
 
 
 class Groups(NamedTuple):
@@ -81,19 +81,35 @@ class _Combine(torch.autograd.Function):
         return _copy_out(gradient, ctx.groups), None
 
 
-@torch.compiler.disable
 def dispatch(tokens: Tensor, groups: Groups) -> Tensor:
     """(tokens, width) -> (pairs, width): each token's row once for each of its experts, sorted by expert."""
     return _Dispatch.apply(tokens, groups)
 
 
-@torch.compiler.disable
 def combine(rows: Tensor, groups: Groups) -> Tensor:
     """(pairs, width) -> (tokens, width): the sum of each token's rows; the transpose of `dispatch`."""
     return _Combine.apply(rows, groups)
 
 
-@torch.compiler.disable
+class _GroupedLinear(torch.autograd.Function):
+    """torch's own backward pass refuses a gradient that is not contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight, ends)
+        return _GROUPED_MM(rows, weight.mT, offs=ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, weight, ends = ctx.saved_tensors
+        needs_rows, needs_weight, _ = ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        d_rows = _GROUPED_MM(gradient, weight, offs=ends) if needs_rows else None
+        d_weight = _GROUPED_MM(gradient.t(), rows, offs=ends) if needs_weight else None
+        return d_rows, d_weight, None
+
+
 def grouped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     """rows (pairs, inputs), weight (experts, outputs, inputs) -> (pairs, outputs): each row by its expert's.
 
@@ -103,7 +119,7 @@ def grouped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     rows, weight = rows.to(dtype), weight.to(dtype)
     if _GROUPED_MM is None:
         return looped_linear(rows, weight, groups)
-    return _GROUPED_MM(rows, weight.mT, offs=groups.ends)
+    return _GroupedLinear.apply(rows, weight, groups.ends)
 
 
 def looped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:

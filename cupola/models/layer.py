@@ -35,7 +35,8 @@ class Carried(NamedTuple):
     balance: Tensor | None = None
     """Mixtures of experts: the weighted loss that evens loads, summed over layers and tokens; a scalar."""
     loads: tuple[Tensor, ...] = ()
-    """Mixtures of experts: for each layer, how many tokens each expert got, (experts,) int64."""
+    """Mixtures of experts: how many tokens each expert got, (experts,) int64 for each such layer of a block;
+    the stack gathers them."""
 
 
 class State(Protocol):

@@ -43,7 +43,7 @@ class Output(NamedTuple):
     balance: Tensor | None
     """To be added to a sum of losses: see `layer.Carried`."""
     loads: tuple[Tensor, ...]
-    """See `layer.Carried`."""
+    """See `layer.Carried`: of all layers."""
 
 
 class Cache:
@@ -155,6 +155,7 @@ class LanguageModel(nn.Module):
             x = x + self.positions(self._columns(inputs))
         plans: dict[Hashable, Any] = {}
         carried = Carried()
+        loads: tuple[Tensor, ...] = ()
         for name, block in self.numbered_blocks():
             layers = block.layers()
             for layer in layers:
@@ -162,12 +163,15 @@ class LanguageModel(nn.Module):
                     plans[layer.plan_key] = layer.plan(inputs)
             states = [None] * len(layers) if cache is None else cache.states[name]
             x, carried = block(x, [plans[layer.plan_key] for layer in layers], states, carried)
+            # Taken out, so that a compiled block meets the same structure in every layer.
+            loads += carried.loads
+            carried = carried._replace(loads=())
         if cache is not None:
             cache.advance(tokens.shape[1])
         hidden = self.norm(x)
         if self.settings.logits_scaling != 1:
             hidden = hidden / self.settings.logits_scaling
-        return Output(hidden, carried.balance, carried.loads)
+        return Output(hidden, carried.balance, loads)
 
     def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The hidden states of `forward` alone."""

@@ -121,9 +121,7 @@ class Attention(nn.Module):
         if self.rope is not None:
             turned = rotation(self.rope, self.head_width, start, end, inputs.device)
         if start == 0:
-            whole = attention.plan(
-                inputs.batch, inputs.length, inputs.documents, inputs.device, self.window
-            )
+            whole = attention.plan(inputs.batch, inputs.length, inputs.documents, inputs.device, self.window)
             return Prepared(turned, whole, start, None)
         visible = None
         oldest = 0 if self.window is None else max(0, start - self.window + 1)

@@ -24,17 +24,19 @@ from cupola.parallel.device import Precision, autocast
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a batch came to, as fp32 scalars that still lie on the device.
+    """What a batch came to; it still lies on the device. All but the loads are fp32 scalars.
 
     Attributes:
         loss: the reported loss, divided by the normaliser.
         total: what was differentiated, divided by the normaliser.
         metrics: the objective's further figures, divided likewise.
+        loads: of each mixture of experts, how many of the batch's tokens each expert got: (experts,) int64.
     """
 
     loss: Tensor
     total: Tensor
     metrics: dict[str, Tensor]
+    loads: tuple[Tensor, ...] = ()
 
 
 class LocalEngine:
@@ -57,6 +59,7 @@ class LocalEngine:
             normaliser: counted over the whole batch, all workers' parts included.
         """
         sums: dict[str, Tensor] = {}
+        loads: tuple[Tensor, ...] = ()
         self.module.train()
         with autocast(self.device, self.precision):
             for microbatch in microbatches:
@@ -65,8 +68,9 @@ class LocalEngine:
                 with torch.autocast(self.device.type, enabled=False):
                     (parts.sum / normaliser).backward()
                 _add(sums, {"total": parts.sum.detach(), "loss": parts.loss, **parts.metrics})
+                loads = tuple(map(torch.add, loads, parts.loads)) if loads else parts.loads
         means = {name: value / normaliser for name, value in sums.items()}
-        return PassResult(means.pop("loss"), means.pop("total"), means)
+        return PassResult(means.pop("loss"), means.pop("total"), means, loads)
 
     def compile(self) -> None:
         """Compile each block by itself: as many graphs as there are kinds of blocks, so that the wait does

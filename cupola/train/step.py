@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cupola.data.batch import Batch
+from cupola.models import experts
 from cupola.objectives import Objective
 from cupola.optim import set_learning_rate
 from cupola.parallel.engine import LocalEngine
@@ -26,7 +27,8 @@ class StepResult:
         loss: mean over the batch, in the objective's unit.
         gradient_norm: before clipping.
         skipped: loss or gradient was not finite, and no update was made.
-        metrics: the objective's further figures.
+        metrics: the objective's further figures; with mixtures of experts also `load_imbalance`, the load of
+            the most crowded expert of all layers over its layer's mean.
     """
 
     loss: float
@@ -43,22 +45,25 @@ def train_step(
     learning_rate: float,
     gradient_clip: float,
 ) -> StepResult:
-    """One batch: gradients, clipping, update."""
+    """One batch: gradients, clipping, update; and the experts' biases, which follow their loads."""
     passed = engine.forward_backward(batch.microbatches, objective, objective.normaliser(batch))
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm_on_device = torch.nn.utils.get_total_norm(gradients)
-    names = list(passed.metrics)
+    metrics = dict(passed.metrics)
+    if passed.loads:
+        metrics["load_imbalance"] = experts.imbalance(passed.loads)
     loss, total, norm, *values = torch.stack(
-        [passed.loss, passed.total, norm_on_device, *passed.metrics.values()]
+        [passed.loss, passed.total, norm_on_device, *metrics.values()]
     ).tolist()
     finite = math.isfinite(total) and math.isfinite(norm)
     if finite:
         clip(gradients, norm, gradient_clip)
         set_learning_rate(optimizer, learning_rate)
         optimizer.step()
+        experts.rebalance(engine.module, passed.loads)
     # Not zeroed but freed: the next backward pass stores its gradients without adding.
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, norm, not finite, dict(zip(names, values, strict=True)))
+    return StepResult(loss, norm, not finite, dict(zip(metrics, values, strict=True)))
 
 
 def clip(gradients: list[Tensor], norm: float, limit: float) -> None:

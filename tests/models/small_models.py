@@ -1,6 +1,6 @@
 """Small models of every kind that the tests build."""
 
-from cupola.recipe.model import Model, Rope
+from cupola.recipe.model import Experts, Model, Rope
 
 LLAMA = Model(layers=2, width=64, heads=4, key_value_heads=2, feedforward=96)
 LLAMA31 = Model(
@@ -49,6 +49,15 @@ SLIDING = Model(
     window=6,
     positions="none",
 )
+EXPERTS = Model(layers=2, width=48, heads=4, key_value_heads=2, experts=Experts(count=6, active=2, width=32))
+EXPERTS_BIAS = Model(
+    layers=3,
+    width=32,
+    heads=2,
+    experts=Experts(
+        count=8, active=3, width=16, shared=24, first_dense=1, score="sigmoid", balance="bias", bias_rate=0.01
+    ),
+)
 TRANSFORMERS = {
     "llama": LLAMA,
     "llama3.1": LLAMA31,
@@ -57,4 +66,5 @@ TRANSFORMERS = {
     "gpt2": GPT2,
     "gpt2-exact": GPT2_EXACT,
 }
-ALL = TRANSFORMERS | {"sliding": SLIDING}
+MIXTURES = {"experts": EXPERTS, "experts-bias": EXPERTS_BIAS}
+ALL = TRANSFORMERS | {"sliding": SLIDING} | MIXTURES

@@ -16,7 +16,7 @@ def loud(model, seed=3):
     module = build(model, VOCABULARY, seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if name.startswith("blocks") and parameter.ndim == 2:
+            if name.startswith("blocks") and parameter.ndim >= 2:
                 parameter.mul_(5)
     return module
 
@@ -63,7 +63,8 @@ def test_nothing_is_seen_ahead_or_across(name):
         changed = tokens.clone()
         changed[:, 5] = (changed[:, 5] + 1) % VOCABULARY
         after = module.hidden(changed, documents=documents)
-    same = (before == after).all(dim=-1).all(dim=0)
+    # To rounding: the rows of an expert are one product, which a token that comes or goes rounds anew.
+    same = torch.isclose(before, after, rtol=1e-5, atol=1e-6).all(dim=-1).all(dim=0)
     assert same[:5].all()
     assert not same[5:12].any()
     assert same[12:].all()
@@ -149,7 +150,9 @@ def test_shards_by_the_table_add_up_to_the_whole(model):
         total += shard.mixer(x, prepared, None, Carried())[0]
         feedforward += shard.feedforward(x, None, None, Carried())[0]
     torch.testing.assert_close(total, block.mixer(x, prepared, None, Carried())[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(feedforward, block.feedforward(x, None, None, Carried())[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        feedforward, block.feedforward(x, None, None, Carried())[0], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -10,6 +10,7 @@ from cupola.models import build
 from cupola.objectives import NextToken
 from cupola.parallel.engine import LocalEngine
 from cupola.recipe.model import Model
+from tests.models.small_models import EXPERTS
 
 
 @pytest.fixture
@@ -105,6 +106,22 @@ def test_metrics_are_divided_like_the_loss(module):
     result = LocalEngine(module, "fp32", "cpu").forward_backward(parts, NextToken(z_loss=0.1), 96)
     assert result.metrics.keys() == {"z"}
     assert float(result.total) == pytest.approx(float(result.loss + 0.1 * result.metrics["z"]), rel=1e-6)
+
+
+def test_loads_of_experts_are_summed_over_the_microbatches():
+    module = build(EXPERTS, 97, seed=1)
+    parts = microbatches()
+    result = LocalEngine(module, "fp32", "cpu").forward_backward(parts, NextToken(), 96)
+    whole = joined(parts)
+    with torch.no_grad():
+        expected = module(whole.tokens, whole.documents).loads
+    assert len(result.loads) == EXPERTS.layers
+    for found, load in zip(result.loads, expected, strict=True):
+        assert torch.equal(found, load)
+        assert int(found.sum()) == 96 * EXPERTS.experts.active
+    assert result.metrics.keys() == {"balance"}
+    total = result.loss + result.metrics["balance"]
+    torch.testing.assert_close(result.total, total, rtol=1e-6, atol=0)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from cupola.parallel.engine import LocalEngine
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
 from cupola.train.step import clip, train_step
+from tests.models.small_models import EXPERTS, EXPERTS_BIAS
 
 
 @pytest.fixture
@@ -83,3 +84,39 @@ def test_a_finite_loss_with_an_infinite_gradient_is_skipped_too(module):
     result = step(module, optim.build(module, Optimizer()))
     assert math.isfinite(result.loss)
     assert result.skipped
+
+
+def biases(module) -> list[torch.Tensor]:
+    return [buffer.clone() for name, buffer in module.named_buffers() if name.endswith("balance_bias")]
+
+
+def test_the_experts_biases_move_after_an_update_and_only_then():
+    module = build(EXPERTS_BIAS, 50, seed=1)
+    optimizer = optim.build(module, Optimizer())
+    handle = module.norm.register_forward_hook(lambda _, __, hidden: hidden * float("nan"))
+    assert step(module, optimizer).skipped
+    assert not any(bias.any() for bias in biases(module))
+    handle.remove()
+    with torch.no_grad():
+        whole = batch().microbatches
+        loads = [
+            sum(parts) for parts in zip(*(module(m.tokens, m.documents).loads for m in whole), strict=True)
+        ]
+    result = step(module, optimizer)
+    for bias, load in zip(biases(module), loads, strict=True):
+        assert torch.equal(bias, 0.01 * torch.sign(load.float().mean() - load))
+    worst = max(float(load.max() / load.float().mean()) for load in loads)
+    assert result.metrics == {"load_imbalance": pytest.approx(worst)}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("model", [EXPERTS, EXPERTS_BIAS], ids=["auxiliary", "bias"])
+def test_a_mixture_of_experts_trains(model, kind):
+    module = build(model, 50, seed=1)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    optimizer = optim.build(module, Optimizer(kind=kind))
+    results = [step(module, optimizer) for _ in range(40)]
+    assert results[-1].loss < 0.3 * results[0].loss
+    for name, parameter in module.named_parameters():
+        changed = (parameter != before[name]).flatten(1 if parameter.ndim == 3 else 0)
+        assert changed.any(-1).all(), name

@@ -45,10 +45,10 @@ def _met_by_all(model: Model, layer: int) -> list[Parameter]:
 
 def _parameters(model: Model, layer: int) -> list[Parameter]:
     settings = _settings(model)
-    found = _routed(model) + _met_by_all(model, layer)
+    found = _routed(model)
     if settings.balance == "bias":
         found.append(replace(vector("balance_bias", settings.count, "zero"), role="buffer"))
-    return found
+    return found + _met_by_all(model, layer)
 
 
 def _active(model: Model, layer: int) -> int:
