@@ -26,7 +26,10 @@ SMALLEST_NORM = 1e-7
 
 
 class Muon(Optimizer):
-    """Groups of role "matrix" (2-D parameters) by Muon, all others by AdamW.
+    """Groups of role "matrix" by Muon, all others by AdamW.
+
+    A matrix is a 2-D parameter; one of three axes is a batch of matrices (a mixture's experts), each of which
+    is orthogonalised by itself.
 
     Args:
         groups: each with `params`, `role`, `weight_decay`, and what else overrides the defaults below.
@@ -50,8 +53,8 @@ class Muon(Optimizer):
         )
         self.dtype = dtype
         for group in self.param_groups:
-            if group["role"] == "matrix" and any(p.ndim != 2 for p in group["params"]):
-                raise ValueError("Muon orthogonalises matrices: every parameter of that role must be 2-D")
+            if group["role"] == "matrix" and any(p.ndim not in (2, 3) for p in group["params"]):
+                raise ValueError("Muon orthogonalises matrices: parameters of that role must be 2-D or 3-D")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -79,8 +82,10 @@ class Muon(Optimizer):
             gradients = _gradients(members)
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-            updates = orthogonalise(torch.stack(ahead), self.dtype or iteration_dtype(members[0].device))
-            size = 0.2 * max(shape) ** 0.5
+            matrices = torch.stack(ahead).view(-1, *shape[-2:])
+            updates = orthogonalise(matrices, self.dtype or iteration_dtype(members[0].device))
+            updates = updates.unflatten(0, (len(members), *shape[:-2]))
+            size = 0.2 * max(shape[-2:]) ** 0.5
             torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(members, list(updates.to(members[0].dtype)), alpha=-group["lr"] * size)
 

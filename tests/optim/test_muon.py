@@ -107,6 +107,27 @@ def test_matrices_of_one_shape_do_not_mix():
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 24), (5, 24, 8)])
+def test_a_batch_of_matrices_is_its_matrices_one_by_one(shape):
+    """A mixture's experts, with another mixture of the same shape beside them."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for _ in range(2)]
+    slices = [[torch.nn.Parameter(m.detach().clone()) for m in batch] for batch in batches]
+    together = muon(batches, torch.float32)
+    alone = muon([m for batch in slices for m in batch], torch.float32)
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        for batch, members in zip(batches, slices, strict=True):
+            batch.grad = torch.randn(shape, generator=generator)
+            batch.grad[1] *= 100  # an expert's size of gradient is no other's business
+            for matrix, gradient in zip(members, batch.grad, strict=True):
+                matrix.grad = gradient.clone()
+        together.step()
+        alone.step()
+    for batch, members in zip(batches, slices, strict=True):
+        torch.testing.assert_close(batch.detach(), torch.stack([m.detach() for m in members]))
+
+
 def test_decay_is_decoupled():
     parameter = torch.nn.Parameter(torch.full((4, 4), 2.0))
     parameter.grad = torch.zeros(4, 4)
