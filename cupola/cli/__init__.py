@@ -29,6 +29,8 @@ COMMANDS = {
     "tokenizer": "Train a recipe's tokenizer, or look at one.",
     "eval": "Measure bits per byte on held-out text or on files.",
     "generate": "Continue a prompt.",
+    "export": "Write a run's weights as a Hugging Face folder or RWKV's .pth.",
+    "import": "Make a run of a Hugging Face folder or RWKV's .pth.",
     "checkpoint": "List or verify the checkpoints of a run.",
     "recipe": "Show a resolved recipe, the schema, or what is shipped.",
     "runs": "List the runs and how far they are.",

@@ -28,6 +28,7 @@ from cupola.paths import runs_root
 from cupola.recipe.schema import Recipe
 
 DECIDED = "decided"  # the ledger's event
+IMPORTED = "imported"  # the key of run.json, the ledger's event and the one stage of a model from elsewhere
 
 
 class DamagedRecord(CupolaError):

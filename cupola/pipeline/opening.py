@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from pydantic import ValidationError
 
 from cupola import storage
 from cupola.checkpoint import folder as checkpoint
@@ -17,7 +19,7 @@ from cupola.models import build
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision, default_device
 from cupola.paths import cache_root
-from cupola.pipeline.folder import RunFolder, StageFolder, find_run
+from cupola.pipeline.folder import IMPORTED, RunFolder, StageFolder, find_run
 from cupola.pipeline.prepare import heldout_texts, prepare
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
@@ -46,7 +48,9 @@ class OpenRun:
     def heldout_texts(self, display: Display) -> dict[str, Iterator[str]]:
         """The held-out documents of each source: those that the run held out, as long as the cache has them;
         otherwise the corpora are gathered again, and it is said if they have changed."""
-        recorded = RunFolder(self.folder).facts()["heldout"]
+        recorded = RunFolder(self.folder).facts().get("heldout")
+        if recorded is None:
+            raise InputError(f"{self.folder}: was imported and has held nothing out; give --text FILE")
         folders = {name: cache_root() / facts["folder"] for name, facts in recorded.items()}
         try:
             for path in folders.values():
@@ -75,13 +79,13 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         CupolaError: the weights do not verify, or those of no checkpoint of the stage do.
     """
     folder, stage_folder, loaded = _find(path, stage, display)
-    recipe = load(folder.path / "recipe.yaml")
+    recipe = _recipe(folder)
     tokenizer = Tokenizer.load(folder.tokenizer)
     device = default_device()
     module = build(recipe.model, loaded.facts["vocabulary"], seed=0, device=device)
     try:
         module.load_state_dict(loaded.weights)
-        lengths = recipe.stages[stage_folder.name].sequence_length
+        length = _row_length(folder, recipe, stage_folder)
         same_tokenizer = loaded.facts["tokenizer"] == tokenizer.fingerprint
     except (RuntimeError, KeyError):
         same_tokenizer = False
@@ -90,7 +94,6 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
             f"{loaded.path}: is not of this run's recipe and tokenizer, but of what was set aside"
         )
     module.eval()
-    assert lengths is not None
     return OpenRun(
         folder=folder.path,
         recipe=recipe,
@@ -99,10 +102,30 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         facts=loaded.facts,
         tokenizer=tokenizer,
         module=module,
-        sequence_length=max(lengths.values),
+        sequence_length=length,
         precision=folder.facts()["decisions"]["precision"],
         device=device,
     )
+
+
+def _recipe(folder: RunFolder) -> Recipe:
+    """The resolved recipe; that of an imported model has no stages, which `load` would refuse."""
+    path = folder.path / "recipe.yaml"
+    if IMPORTED not in folder.facts():
+        return load(path)
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise CupolaError(f"{path}: cannot be read ({error}); import the model again") from error
+
+
+def _row_length(folder: RunFolder, recipe: Recipe, stage: StageFolder) -> int:
+    """The longest row of a stage; KeyError where the recipe has no such stage."""
+    if imported := folder.facts().get(IMPORTED):
+        return int(imported["sequence_length"])
+    lengths = recipe.stages[stage.name].sequence_length
+    assert lengths is not None
+    return max(lengths.values)
 
 
 def _find(

@@ -1,0 +1,152 @@
+"""`cupola export` and `cupola import`: weights out and in again, and what every command makes of them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from cupola.cli import main
+from cupola.display import Display
+from cupola.errors import InputError
+from cupola.evaluate import bits_per_byte
+from cupola.models import build
+from cupola.pipeline.importing import import_model
+from cupola.pipeline.opening import open_run
+from tests.export.oracles import VOCABULARY, byte_tokenizer, change_config, exported, randomised
+from tests.models.small_models import GPT2, LLAMA
+
+TEXT = "The other day they went there. Zwölf Boxkämpfer.\n" * 5
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Hugging Face folder."""
+    return exported(tmp_path / "llama", LLAMA, randomised("llama", LLAMA))
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """The run that was made of it."""
+    import_model(folder, tmp_path / "runs" / "mine", Display())
+    return tmp_path / "runs" / "mine"
+
+
+def last_json(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_an_imported_run_is_read_by_every_command(folder, tmp_path, capsys):
+    out = tmp_path / "runs" / "mine"
+    assert main(["import", str(folder), "--out", str(out), "--json"]) == 0
+    report = last_json(capsys)
+    assert (report["run"], report["kind"], report["vocabulary"]) == (str(out), "llama", VOCABULARY)
+    module = randomised("llama", LLAMA)
+    assert report["parameters"] == sum(p.numel() for p in module.parameters())
+
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    assert main(["eval", str(out), "--text", str(tmp_path / "text.txt"), "--json"]) == 0
+    expected = bits_per_byte(module, byte_tokenizer(), [TEXT], report["sequence_length"])
+    assert last_json(capsys)["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-6)
+
+    assert main(["generate", str(out), "--prompt", "The", "--max-tokens", "5", "--json"]) == 0
+    assert last_json(capsys)["stage"] == "imported"
+    assert main(["runs", "--in", str(out.parent), "--json"]) == 0
+    [row] = last_json(capsys)["runs"]
+    assert (row["name"], row["stages"][0]["name"], row["stages"][0]["status"]) == ("mine", "imported", "done")
+    for verb in ("list", "verify"):
+        assert main(["checkpoint", verb, str(out), "--json"]) == 0
+        [row] = last_json(capsys)["checkpoints"]
+        assert row["verified"] is (True if verb == "verify" else None)
+        assert "error" not in row
+        assert row["path"] == report["checkpoint"]
+    assert main(["eval", str(out)]) == 2
+    assert "was imported and has held nothing out; give --text FILE" in capsys.readouterr().err
+
+
+def test_out_and_in_again_gives_the_same_weights_and_tokenizer(run, tmp_path, capsys):
+    again = tmp_path / "again"
+    assert main(["export", str(run), "--out", str(again), "--json"]) == 0
+    report = last_json(capsys)
+    assert (report["kind"], report["stage"], report["dtype"]) == ("llama", "imported", "fp32")
+    import_model(again, tmp_path / "runs" / "second", Display())
+    first, second = (open_run(path, Display()) for path in (run, tmp_path / "runs" / "second"))
+    assert first.facts["weights_sha256"] == second.facts["weights_sha256"]
+    assert first.tokenizer.fingerprint == second.tokenizer.fingerprint == byte_tokenizer().fingerprint
+    assert first.recipe.model == second.recipe.model
+    for name, tensor in randomised("llama", LLAMA).state_dict().items():
+        assert torch.equal(second.module.state_dict()[name], tensor)
+
+
+def test_a_moved_run_and_a_single_checkpoint_are_exported(run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.move(run, moved)
+    latest = moved / "stages" / "01-imported" / "checkpoints" / "latest"
+    assert main(["export", str(latest), "--out", str(tmp_path / "out"), "--dtype", "bf16"]) == 0
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["dtype"] == "bfloat16"
+
+
+def test_existing_folders_are_never_touched(folder, run, tmp_path, capsys):
+    before = sorted(path.name for path in run.iterdir())
+    assert main(["import", str(folder), "--out", str(run)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main(["export", str(run), "--out", str(folder)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_a_failed_import_leaves_nothing(folder, tmp_path):
+    change_config(folder, hidden_size=80)
+    with pytest.raises(InputError):
+        import_model(folder, tmp_path / "runs" / "mine", Display())
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_the_name_is_that_of_the_folder_made_to_fit(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUPOLA_RUNS", str(tmp_path / "runs"))
+    odd = tmp_path / "my model (2)"
+    shutil.move(folder, odd)
+    report = import_model(odd, None, Display())
+    assert report.run == str(tmp_path / "runs" / "mymodel2")
+    assert open_run("mymodel2", Display()).recipe.name == "mymodel2"
+    with pytest.raises(InputError, match="--name"):
+        import_model(odd, tmp_path / "x", Display(), name="no good")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (
+            lambda folder: ((folder / "tokenizer.json").unlink(), (folder / "tokenizer.model").touch()),
+            "it has tokenizer.model",
+        ),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors"),
+    ],
+)
+def test_what_is_missing_is_said(folder, tmp_path, spoil, words):
+    spoil(folder)
+    with pytest.raises(InputError, match=words):
+        import_model(folder, tmp_path / "run", Display())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_its_own_and_one_too_large(folder, tmp_path):
+    other = tmp_path / "tokenizer.json"
+    shutil.move(folder / "tokenizer.json", other)
+    import_model(folder, tmp_path / "run", Display(), tokenizer=other)
+    assert open_run(tmp_path / "run", Display()).tokenizer.fingerprint == byte_tokenizer().fingerprint
+    small = exported(tmp_path / "small", LLAMA, build(LLAMA, 200, 0))
+    with pytest.raises(InputError, match="has 259 ids, the model's embedding only 200 rows"):
+        import_model(small, tmp_path / "second", Display())
+
+
+def test_rows_of_evaluation(tmp_path):
+    folder = exported(tmp_path / "gpt2", GPT2, randomised("gpt2", GPT2))
+    assert import_model(folder, tmp_path / "a", Display()).sequence_length == 64
+    assert import_model(folder, tmp_path / "b", Display(), sequence_length=16).sequence_length == 16
+    assert open_run(tmp_path / "b", Display()).sequence_length == 16
+    with pytest.raises(InputError, match="the model has 64 learned positions"):
+        import_model(folder, tmp_path / "c", Display(), sequence_length=65)
