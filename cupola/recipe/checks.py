@@ -179,6 +179,8 @@ def _experts(model: Model, experts: Experts) -> Iterator[Problem]:
         yield Problem((*path, "active"), f"{experts.active} is more than there are, {experts.count}")
     if model.activation != "swiglu":
         yield Problem(("model", "activation"), "experts are gated: take swiglu, or remove experts")
+    if model.feedforward_bias:
+        yield Problem(("model", "feedforward_bias"), "experts have no biases; remove it, or remove experts")
     if experts.first_dense >= model.layers:
         yield Problem((*path, "first_dense"), f"leaves none of {model.layers} layers to experts; lower it")
     if not set(model.mixers()) - {model.family, "rwkv7"}:
