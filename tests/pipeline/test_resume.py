@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.names import checkpoints
 from cupola.display import Display, Task
 from cupola.errors import Interrupted
@@ -108,6 +109,20 @@ def test_interrupted_anywhere_and_twice_in_a_row_ends_the_same(tiny_recipe, tmp_
     assert report.error is None
     assert interruptions >= 4
     assert_same_run(folder, straight)
+
+
+def test_the_biases_that_even_experts_loads_are_resumed(tiny_recipe, tmp_path):
+    experts = "model.experts={count: 4, active: 2, width: 16, score: sigmoid, balance: bias}"
+    recipe = load(tiny_recipe, [experts])
+    assert run(recipe, tmp_path / "straight", "pretrain", Display(), check_first=False).error is None
+    with pytest.raises(Crash):
+        run(recipe, tmp_path / "broken", "pretrain", Saboteur([7], "crash"), check_first=False)
+    assert run(recipe, tmp_path / "broken", "pretrain", Display(), check_first=False).error is None
+    assert final_weights(tmp_path / "broken") == final_weights(tmp_path / "straight")
+    newest = checkpoints(RunFolder(tmp_path / "broken").stage(1, "pretrain").checkpoints)[-1]
+    assert checkpoint.load(newest).weights["blocks.0.feedforward.balance_bias"].any()
+    rows = RunFolder(tmp_path / "broken").stage(1, "pretrain").metrics.read_text().splitlines()
+    assert all(json.loads(row)["load_imbalance"] >= 1 for row in rows)
 
 
 @pytest.mark.multiprocess
