@@ -21,22 +21,38 @@ The backward pass is the same recurrence in reverse. It keeps the inputs, U and 
 again. Chunks are processed in groups whose temporaries stay in the cache.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cupola.models import delta_chunks
+from cupola.models import delta_chunks, kernels
 from cupola.models.delta_chunks import Part
 from cupola.models.segments import Chunks, Segments
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CHUNK = 32
 """Tokens of a chunk: a power of two, at most 64."""
 GROUP = 32
 """Chunks times heads times rows that are processed together."""
+
+
+def _without_autocast(function: Callable[P, T]) -> Callable[P, T]:
+    """The function with products in the dtype that it chooses: autocast would round them."""
+
+    @wraps(function)
+    def plain(*arguments: P.args, **named: P.kwargs) -> T:
+        device = next(x.device.type for x in arguments if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **named)
+
+    return plain
 
 
 def scan(
@@ -61,6 +77,8 @@ def scan(
     Returns:
         y, the shape and dtype of v, and the state after the last token, in log_decay's dtype.
     """
+    if r.is_cuda and (kernel := kernels.find(kernels.DELTA_RULE)) is not None:
+        return kernels.delta_rule_scan(kernel, r, log_decay, k, v, a, b, segments, state)
     batch, length, heads, width = r.shape
     if state is None:
         state = log_decay.new_zeros(batch, heads, width, width)
@@ -97,21 +115,23 @@ def scan_reference(
     return torch.stack(outputs, dim=1), state
 
 
+@_without_autocast
 def step(
     r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One token: inputs (batch, heads, head_width), state as `scan`'s -> y in v's dtype, and the state."""
-    exact = state.dtype
-    replaced = state @ a.to(exact)[..., None]
+    r, k, a, b, value = (x.to(state.dtype) for x in (r, k, a, b, v))
+    replaced = state @ a[..., None]
     state = state * log_decay.exp()[..., None, :]
-    state = state + replaced * b.to(exact)[..., None, :] + v.to(exact)[..., None] * k.to(exact)[..., None, :]
-    return (state @ r.to(exact)[..., None])[..., 0].to(v.dtype), state
+    state = state + replaced * b[..., None, :] + value[..., None] * k[..., None, :]
+    return (state @ r[..., None])[..., 0].to(v.dtype), state
 
 
 class _Scan(torch.autograd.Function):
     """`scan` of rows that chunks fill. Kept for the backward pass: the inputs, M, U and (I - A_ab)^-1."""
 
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *tensors, state, chunks = inputs
         v = tensors[3]
@@ -130,6 +150,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_without_autocast
     def backward(ctx: Any, d_y: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
         tensors, state, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6], ctx.saved_tensors[7:]
         batch, length, heads, _ = tensors[0].shape
@@ -140,14 +161,9 @@ class _Scan(torch.autograd.Function):
             middles, solved, inverse = kept[3 * index : 3 * index + 3]
             group, written = _prepare(tensors, ctx.chunks, part, inverse)
             written[:, :CHUNK] = solved
+            into = [_cut(x, part) for x in gradients]
             d_state[rows], along[rows] = delta_chunks.backward(
-                group,
-                written,
-                middles,
-                _cut(d_y, part),
-                d_state[rows],
-                along[rows],
-                [_cut(x, part) for x in gradients],
+                group, written, middles, _cut(d_y, part), d_state[rows], along[rows], into
             )
         return *gradients, d_state, None
 

@@ -20,17 +20,22 @@ from cupola.models.attention import document_begins
 from cupola.models.experts import Experts
 from cupola.models.layer import Carried, Inputs, Layer, State
 from cupola.models.layers import Gated, Linear, Plain, linear, norm
+from cupola.models.mamba import Mamba
+from cupola.models.rwkv7 import ChannelMix, TimeMix
 from cupola.models.transformer import Attention
 from cupola.recipe.model import Model
 
 MIXERS: dict[str, Callable[[Model, int], Any]] = {
     "attention": Attention,
     "sliding_attention": lambda model, layer: Attention(model, layer, model.window),
+    "mamba": Mamba,
+    "rwkv7": TimeMix,
 }
 FEEDFORWARDS: dict[str, Callable[[Model, int], Any]] = {
     "gated": Gated,
     "plain": Plain,
     "experts": Experts,
+    "channel_mix": ChannelMix,
 }
 """By the names of `models.table`: (model, number of the block) -> module."""
 

@@ -17,26 +17,23 @@ def is_first(model: Model, layer: int) -> bool:
     return "rwkv7" not in model.mixers()[:layer]
 
 
-def _low_rank(name: str, width: int, rank: int, unit: int) -> list[Parameter]:
-    found = linear(f"{name}_down", rank, width, "replicate", draw="zero", role="low_rank")
-    return found + linear(f"{name}_up", width, rank, "colwise", draw="rwkv7_up", unit=unit, role="low_rank")
-
-
 def _time_mix(model: Model, layer: int) -> list[Parameter]:
     width, head, ranks = model.width, model.rwkv7.head_width, model.rwkv7.ranks(model.width)
+    low_rank = {"decay": ranks.decay, "rate": ranks.rate, "mix": ranks.value, "gate": ranks.gate}
+    if is_first(model, layer):
+        del low_rank["mix"]
     found = [vector(f"shift_{name}", width, f"rwkv7_shift_{name}") for name in SHIFTS]
-    for name in ("receptance", "key", "value"):
-        found += linear(name, width, width, "colwise", draw=f"rwkv7_{name}", unit=head)
-    low_rank = {"decay": ranks.decay, "rate": ranks.rate}
-    if not is_first(model, layer):
-        low_rank["mix"] = ranks.value
-    for name, rank in low_rank.items():
-        found.append(vector(f"{name}_bias", width, f"rwkv7_{name}_bias", "colwise", head))
-        found += _low_rank(name, width, rank, head)
-    found += _low_rank("gate", width, ranks.gate, head)
+    for name in low_rank:
+        if name != "gate":
+            found.append(vector(f"{name}_bias", width, f"rwkv7_{name}_bias", "colwise", head))
     found.append(vector("key_scale", width, "rwkv7_key_scale", "colwise", head))  # k_k
     found.append(vector("key_rate", width, "rwkv7_key_rate", "colwise", head))  # k_a
     found.append(vector("bonus", width, "rwkv7_bonus", "colwise", head))  # r_k
+    for name in ("receptance", "key", "value"):
+        found += linear(name, width, width, "colwise", draw=f"rwkv7_{name}", unit=head)
+    for name, rank in low_rank.items():
+        found += linear(f"{name}_down", rank, width, "replicate", draw="zero", role="low_rank")
+        found += linear(f"{name}_up", width, rank, "colwise", draw="rwkv7_up", unit=head, role="low_rank")
     found.append(vector("norm.weight", width, "rwkv7_norm", "colwise", head))  # ln_x
     found.append(vector("norm.bias", width, "zero", "colwise", head))
     return found + linear("output", width, width, "rowwise", draw="zero")
