@@ -7,7 +7,14 @@ is added in an order that may change. The router works in fp32, whatever the pre
 
 The pairs (token, expert) are sorted by expert and each of an expert's matrices is one product of its rows:
 torch's grouped product, or a loop over the experts where there is none. It costs 2 copies of every pair's
-row besides.
+row besides. Forward and backward of 2048 tokens, width 512, one core of an AMD EPYC, in ms of CPU time
+(`python -m bench.experts`: median of interleaved rounds), beside transformers' block in its two ways:
+
+                                     ours   loop   grouped   eager
+    fp32   8 experts of 512, 2 active   224    229       228     253
+    fp32  64 experts of 128, 8 active   274    293       299     695
+    bf16   8 experts of 512, 2 active   118    119       229     147    (its grouped way computes in fp32
+    bf16  64 experts of 128, 8 active   174    184       306     619     under autocast)
 
 Loads are evened in one of two ways:
 

@@ -4,9 +4,9 @@ Guarantees: shapes don't depend on the loads, so on a GPU nothing waits for the 
 experts, forward and backward, are taken in a fixed order (a plain index's backward pass adds in the order
 of the hardware), so that the same inputs give the same bits.
 
-`grouped_linear` is torch's grouped product where there is one: on a GPU one kernel for all groups (bf16;
-Ampere or later), on CPU a loop inside torch. `looped_linear` is the same as a loop here: the reference, and
-the fallback.
+`grouped_linear` is torch's grouped product where there is one: on a GPU one kernel for all groups (in bf16,
+rows of whole 16 bytes, Ampere or later; it has not run on one yet), on CPU a loop inside torch.
+`looped_linear` is the same as a loop here: the reference, and the fallback.
 """
 
 from typing import Any, NamedTuple

@@ -428,6 +428,24 @@ def test_deeper_stacks_compile_no_more_graphs():
     assert graphs[0] == graphs[1]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_as_on_a_cpu(dtype):
+    module = layer(active=3, shared=16)
+    there = layer(active=3, shared=16).cuda()
+    expected = with_gradients(lambda x: forward(module, x), tokens(), list(module.parameters()))
+
+    def call(x):
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            return forward(there, x.cuda()).float().cpu()
+
+    found = with_gradients(call, tokens(), list(there.parameters()))
+    for left, right in zip(found, expected, strict=True):
+        error = (left.cpu() - right).norm() / right.norm()
+        assert float(error) < (1e-4 if dtype == torch.float32 else 0.05)
+
+
 def test_groups_are_a_permutation_and_its_inverse():
     groups: Groups = groups_of(ROUTES["spread"], 8)
     assert torch.equal(groups.order[groups.places], torch.arange(80))
