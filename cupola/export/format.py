@@ -1,7 +1,7 @@
 """What a home format of Hugging Face's offers, and what all of them say alike."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from cupola.export.config import Config
@@ -24,6 +24,10 @@ class Format(Protocol):
     @property
     def prefix(self) -> str:
         """What the names of all tensors but the head's begin with; a file may leave it out."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Other names that files give to tensors, and the usual ones."""
 
     @property
     def states_context(self) -> bool:

@@ -6,15 +6,19 @@ Another format is a class with the protocol `format.Format` and an entry in `FOR
 import re
 
 from cupola.errors import InputError
+from cupola.export import mamba_ssm
 from cupola.export.config import Config, refuse_foreign
 from cupola.export.format import Format
 from cupola.export.gpt2 import GPT2
+from cupola.export.granite import Granite
 from cupola.export.llama import FORMATS as LLAMAS
+from cupola.export.mamba import MambaFormat
+from cupola.export.mamba2 import Mamba2Format
 from cupola.export.pairs import Shapes, our_shapes, their_shapes
 from cupola.recipe.checks import model_problems
 from cupola.recipe.model import Model
 
-FORMATS: tuple[Format, ...] = (*LLAMAS, GPT2())
+FORMATS: tuple[Format, ...] = (*LLAMAS, GPT2(), Mamba2Format(), MambaFormat(), Granite())
 """Where several could hold a model, the first does."""
 HEAD = "lm_head.weight"
 
@@ -37,7 +41,9 @@ def of_model(model: Model) -> Format:
 
 def _distance(objections: list[str]) -> int:
     """Other blocks are further away than other settings of the same."""
-    return sum(10 if objection.startswith(("pattern: ", "experts: ")) else 1 for objection in objections)
+    return sum(
+        10 if objection.startswith(("family: ", "pattern: ", "experts: ")) else 1 for objection in objections
+    )
 
 
 def of_config(config: Config) -> Format:
@@ -60,6 +66,8 @@ def read_model(config: Config) -> tuple[Format, Model]:
     Raises:
         InputError: names the field that is missing or that Cupola does not compute.
     """
+    if mamba_ssm.KEY in config.fields and config.get("model_type") is None:
+        config = mamba_ssm.translated(config)
     format_ = of_config(config)
     refuse_foreign(config)
     model = format_.model(config)
@@ -80,5 +88,6 @@ def own_name(format_: Format, name: str, expected: Shapes) -> str | None:
     """
     if name not in expected and re.fullmatch(format_.ignored, name):
         return None
+    name = format_.aliases.get(name, name)
     longer = format_.prefix + name
     return longer if name not in expected and longer in expected else name

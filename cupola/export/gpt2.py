@@ -1,6 +1,6 @@
 """GPT-2: matrices are (inputs, outputs), and query, key and value are one. GPT-3's shapes are read so too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cupola.export.config import Config
@@ -37,6 +37,7 @@ class GPT2:
     model_type = "gpt2"
     prefix = "transformer."
     states_context = False
+    aliases: Mapping[str, str] = {}
     ignored = r".*\.attn\.(bias|masked_bias)"
 
     def objections(self, model: Model) -> list[str]:

@@ -4,9 +4,9 @@ They differ in biases, in the norm of queries and keys, in which layers see a sl
 feed-forward layer; a row of `FORMATS` says which has what.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cupola.export.config import Config
 from cupola.export.format import BLOCK, common, differences, mixers
@@ -72,6 +72,7 @@ class Llama:
     mixture: Mixture | None = None
     prefix: str = "model."
     states_context: bool = True
+    aliases: ClassVar[Mapping[str, str]] = {}
     ignored: str = r".*rotary_emb\.inv_freq"
 
     def objections(self, model: Model) -> list[str]:

@@ -60,25 +60,31 @@ def reshaped(theirs: str, ours: str, their_shape: Sequence[int], our_shape: Sequ
 
 
 def joined(
-    theirs: str, ours: Sequence[str], rows: Sequence[int], transpose: bool = False, unit: bool = False
+    theirs: str,
+    ours: Sequence[str],
+    rows: Sequence[int],
+    axis: int = 0,
+    transpose: bool = False,
+    unit: bool = False,
 ) -> Pair:
     """One of theirs is several of ours end to end.
 
     Args:
         rows: how many rows (outputs) each of ours has.
+        axis: of ours, along which they are joined.
         transpose: theirs is the other way round.
         unit: theirs has an axis of length 1 before the last (a depthwise convolution's).
     """
 
     def to(tensors: list[Tensor]) -> list[Tensor]:
-        whole = torch.cat(tensors)
+        whole = torch.cat(tensors, axis)
         whole = whole.T.contiguous() if transpose else whole
         return [whole.unsqueeze(-2) if unit else whole]
 
     def back(tensors: list[Tensor]) -> list[Tensor]:
         whole = tensors[0].squeeze(-2) if unit else tensors[0]
         whole = whole.T if transpose else whole
-        return [part.contiguous() for part in whole.split(list(rows))]
+        return [part.contiguous() for part in whole.split(list(rows), axis)]
 
     return Pair((theirs,), tuple(ours), to, back)
 

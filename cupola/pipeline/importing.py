@@ -106,8 +106,12 @@ def _read(source: Path, display: Display) -> Imported:
 def _tokenizer(source: Path, given: Path | None, found: Imported) -> Tokenizer:
     folder = source if source.is_dir() else source.parent
     if given is None and not (folder / tokenizers.FILE).is_file():
-        others = [name for name in OTHER_TOKENIZERS if (folder / name).is_file()]
         hint = ""
+        if source.suffix == ".pth":
+            hint = (
+                " (the World models have a vocabulary of RWKV's own kind, which has to be converted to one)"
+            )
+        others = [name for name in OTHER_TOKENIZERS if (folder / name).is_file()]
         if others:
             hint = (
                 f" (it has {others[0]}: transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
