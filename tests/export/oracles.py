@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.export.folder import write_folder
 from cupola.models import build
-from cupola.recipe.model import Experts, Model, Rope
+from cupola.recipe.model import Experts, Mamba, Model, Rope
 from tests.models.small_models import GPT2, LLAMA, TRANSFORMERS
 
 VOCABULARY = 320
 MOE = Experts(count=5, active=2, width=24)
+MAMBA = Model(family="mamba", layers=2, width=32, mamba=Mamba(state=4, step_rank=3), tied=True)
 EXPORTED = TRANSFORMERS | {
+    "mamba": MAMBA,
+    "mamba-untied": MAMBA.model_copy(update={"tied": False, "norm_epsilon": 1e-4}),
     "gpt2-untied": GPT2.model_copy(update={"tied": False}),
     "qwen2": LLAMA.model_copy(update={"attention_bias": True}),
     "qwen3-sliding": LLAMA.model_copy(

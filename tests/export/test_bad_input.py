@@ -77,6 +77,9 @@ def rope(kind, **fields):
         ),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: true"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention: true"),
+        ("mamba", {"use_bias": True}, "use_bias: true is not computed"),
+        ("mamba", {"use_conv_bias": False}, "use_conv_bias: false is not computed by Cupola (true is)"),
+        ("mamba", {"hidden_act": "gelu"}, 'hidden_act: "gelu" is not computed'),
     ],
     indirect=["folder"],
 )
