@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cupola.models import kernels
 from cupola.models.segments import Segments
 from cupola.models.ssd_chunks import CHUNK, Scan
 
@@ -41,6 +42,8 @@ def scan(
     Returns:
         y, as x; the state after the last token, fp32.
     """
+    if x.is_cuda and (kernel := kernels.find(kernels.SSD)) is not None:
+        return kernels.ssd_scan(kernel, x, dt, a, b, c, segments, state, skip)
     length = x.shape[1]
     size = min(CHUNK.get(x.dtype, CHUNK[torch.float32]), length)
     padding = -length % size

@@ -21,6 +21,7 @@ from cupola.models.experts import Experts
 from cupola.models.layer import Carried, Inputs, Layer, State
 from cupola.models.layers import Gated, Linear, Plain, linear, norm
 from cupola.models.mamba import Mamba
+from cupola.models.mamba2 import Mamba2
 from cupola.models.rwkv7 import ChannelMix, TimeMix
 from cupola.models.transformer import Attention
 from cupola.recipe.model import Model
@@ -29,6 +30,7 @@ MIXERS: dict[str, Callable[[Model, int], Any]] = {
     "attention": Attention,
     "sliding_attention": lambda model, layer: Attention(model, layer, model.window),
     "mamba": Mamba,
+    "mamba2": Mamba2,
     "rwkv7": TimeMix,
 }
 FEEDFORWARDS: dict[str, Callable[[Model, int], Any]] = {

@@ -1,6 +1,7 @@
 """Small models of every kind that the tests build."""
 
-from cupola.recipe.model import Experts, Model, Rope
+from cupola.recipe.model import RWKV7 as RWKV7Settings
+from cupola.recipe.model import Experts, Mamba, Mamba2, Model, Rope
 
 LLAMA = Model(layers=2, width=64, heads=4, key_value_heads=2, feedforward=96)
 LLAMA31 = Model(
@@ -58,6 +59,44 @@ EXPERTS_BIAS = Model(
         count=8, active=3, width=16, shared=24, first_dense=1, score="sigmoid", balance="bias", bias_rate=0.01
     ),
 )
+MAMBA = Model(family="mamba", layers=2, width=32, tied=True, mamba=Mamba(state=4))
+MAMBA2 = Model(family="mamba2", layers=3, width=32, mamba2=Mamba2(state=8, head_width=16))
+MAMBA2_GROUPS = Model(
+    family="mamba2",
+    layers=2,
+    width=32,
+    tied=True,
+    mamba2=Mamba2(state=8, head_width=8, groups=2, convolution=3),
+)
+RWKV7 = Model(family="rwkv7", layers=3, width=32, rwkv7=RWKV7Settings(head_width=16))
+RWKV7_ONE = Model(family="rwkv7", layers=1, width=32, tied=True, rwkv7=RWKV7Settings(head_width=8))
+HYBRID = Model(
+    family="hybrid",
+    layers=4,
+    width=32,
+    heads=2,
+    pattern=("mamba2", "rwkv7", "sliding_attention", "mamba"),  # type: ignore[arg-type]
+    window=5,
+    mamba=Mamba(state=4),
+    mamba2=Mamba2(state=8, head_width=16),
+    rwkv7=RWKV7Settings(head_width=16),
+)
+GRANITE = Model(
+    family="hybrid",
+    layers=2,
+    width=32,
+    heads=4,
+    key_value_heads=2,
+    pattern=("mamba2", "attention"),
+    experts=Experts(count=4, active=2, width=24, shared=16),
+    mamba2=Mamba2(state=8, head_width=16),
+    positions="none",
+    embedding_multiplier=12.0,
+    residual_multiplier=0.25,
+    attention_multiplier=0.125,
+    logits_scaling=3.0,
+    tied=True,
+)
 TRANSFORMERS = {
     "llama": LLAMA,
     "llama3.1": LLAMA31,
@@ -67,4 +106,12 @@ TRANSFORMERS = {
     "gpt2-exact": GPT2_EXACT,
 }
 MIXTURES = {"experts": EXPERTS, "experts-bias": EXPERTS_BIAS}
-ALL = TRANSFORMERS | {"sliding": SLIDING} | MIXTURES
+RECURRENT = {
+    "mamba": MAMBA,
+    "mamba2": MAMBA2,
+    "mamba2-groups": MAMBA2_GROUPS,
+    "rwkv7": RWKV7,
+    "rwkv7-one": RWKV7_ONE,
+}
+HYBRIDS = {"hybrid": HYBRID, "granite": GRANITE}
+ALL = TRANSFORMERS | {"sliding": SLIDING} | MIXTURES | RECURRENT | HYBRIDS

@@ -14,10 +14,14 @@ LENGTHS = [5, 17, 1, 30, 11]
 def loud(model, seed=3):
     """Initial weights, but with blocks that matter as much as embeddings."""
     module = build(model, VOCABULARY, seed)
+    draws = {p.name: p.draw for p in table.parameters(model, VOCABULARY)}
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if name.startswith("blocks") and parameter.ndim >= 2:
+            if name.startswith("blocks") and draws[name] in ("normal", "residual"):
                 parameter.mul_(5)
+            elif draws[name] == "zero" and parameter.ndim > 1:  # RWKV-7's outputs
+                parameter.normal_(0, 0.1, generator=generator)
     return module
 
 
@@ -63,8 +67,9 @@ def test_nothing_is_seen_ahead_or_across(name):
         changed = tokens.clone()
         changed[:, 5] = (changed[:, 5] + 1) % VOCABULARY
         after = module.hidden(changed, documents=documents)
-    # To rounding: the rows of an expert are one product, which a token that comes or goes rounds anew.
-    same = torch.isclose(before, after, rtol=1e-5, atol=1e-6).all(dim=-1).all(dim=0)
+    # To rounding: the rows of an expert are one product, which a token that comes or goes rounds anew, and
+    # RWKV-7 takes decays relative to the middle of a chunk, which lies ahead of half of it.
+    same = torch.isclose(before, after, rtol=1e-5, atol=1e-5).all(dim=-1).all(dim=0)
     assert same[:5].all()
     assert not same[5:12].any()
     assert same[12:].all()

@@ -12,7 +12,9 @@ def _parameters(model: Model, layer: int) -> list[Parameter]:
     settings, width = model.mamba, model.width
     inner, state = settings.expansion * width, settings.state
     rank = settings.rank(width)
-    found = linear("gate", inner, width, "colwise", draw="fan_in")
+    found = [Parameter("a_log", (inner, state), "vector", "colwise", "mamba_a_log")]
+    found.append(vector("d", inner, "one", "colwise"))
+    found += linear("gate", inner, width, "colwise", draw="fan_in")
     found += linear("input", inner, width, "colwise", draw="fan_in")
     shape = (inner, settings.convolution)
     found.append(Parameter("convolution.weight", shape, "vector", "colwise", "convolution"))
@@ -22,8 +24,6 @@ def _parameters(model: Model, layer: int) -> list[Parameter]:
     found += linear("c", state, inner, "rowwise", draw="fan_in")
     found.append(Parameter("dt.weight", (inner, rank), "matrix", "colwise", "fan_in"))
     found.append(vector("dt.bias", inner, "mamba_dt_bias", "colwise"))
-    found.append(Parameter("a_log", (inner, state), "vector", "colwise", "mamba_a_log"))
-    found.append(vector("d", inner, "one", "colwise"))
     return found + linear("output", width, inner, "rowwise", draw="fan_in_residual")
 
 

@@ -15,7 +15,10 @@ def _parameters(model: Model, layer: int) -> list[Parameter]:
     inner, shared = heads * settings.head_width, settings.groups * settings.state
     per_group = heads // settings.groups if settings.groups > 1 else 1
     unit = per_group * settings.head_width
-    found = linear("gate", inner, width, "colwise", draw="fan_in", unit=unit)
+    found = [vector("a_log", heads, "mamba2_a_log", "colwise", per_group)]
+    found.append(vector("dt_bias", heads, "mamba_dt_bias", "colwise", per_group))
+    found.append(vector("d", heads, "one", "colwise", per_group))
+    found += linear("gate", inner, width, "colwise", draw="fan_in", unit=unit)
     found += linear("input", inner, width, "colwise", draw="fan_in", unit=unit)
     shared_cut: Cut = "colwise" if settings.groups > 1 else "replicate_by_head"
     for name in ("b", "c"):
@@ -29,9 +32,6 @@ def _parameters(model: Model, layer: int) -> list[Parameter]:
         for part, size in (("weight", shape), ("bias", (channels,))):
             name_of = f"{name}_convolution.{part}"
             found.append(Parameter(name_of, size, "vector", cut, "convolution", cut_unit))
-    found.append(vector("a_log", heads, "mamba2_a_log", "colwise", per_group))
-    found.append(vector("dt_bias", heads, "mamba_dt_bias", "colwise", per_group))
-    found.append(vector("d", heads, "one", "colwise", per_group))
     found.append(vector("norm.weight", inner, "one", "colwise", unit))
     return found + linear("output", width, inner, "rowwise", draw="fan_in_residual")
 

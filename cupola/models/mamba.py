@@ -1,0 +1,98 @@
+"""The first Mamba's layer (Gu and Dao 2023): a convolution, a selective scan and a gate.
+
+Here to read published models and go on from them; its recurrence (`selective_scan`) has no form as matrix
+products, so a layer trains several times slower than Mamba-2's. While decoding, a layer remembers its last
+inputs and (channels x states) numbers, however long the document.
+"""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cupola.models.convolution import Convolution, Edges, edges, history
+from cupola.models.layer import Carried, Inputs
+from cupola.models.layers import Linear
+from cupola.models.segments import Segments
+from cupola.models.selective_scan import scan
+from cupola.recipe.model import Model
+
+
+class Prepared(NamedTuple):
+    """What all layers of a forward pass share."""
+
+    segments: Segments
+    reach: Edges
+    start: int
+
+
+class MambaState:
+    """What a layer remembers of a batch: the inputs that its taps still reach, (batch, taps - 1, channels),
+    and its state, (batch, channels, states) fp32."""
+
+    def __init__(self) -> None:
+        self.history: Tensor | None = None
+        self.state: Tensor | None = None
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        if self.history is not None and self.state is not None:
+            self.history, self.state = self.history[rows], self.state[rows]
+
+
+class Mamba(nn.Module):
+    """See the module's docstring; `models.table.mamba` declares the parameters."""
+
+    def __init__(self, model: Model, layer: int) -> None:
+        super().__init__()
+        settings, width = model.mamba, model.width
+        inner, rank = settings.expansion * width, settings.rank(width)
+        self.taps = settings.convolution
+        self.a_log = nn.Parameter(torch.empty(inner, settings.state))
+        self.d = nn.Parameter(torch.empty(inner))
+        self.gate = Linear(width, inner, bias=False)
+        self.input = Linear(width, inner, bias=False)
+        self.convolution = Convolution(inner, self.taps)
+        self.dt_down = Linear(inner, rank, bias=False)
+        self.b = Linear(inner, settings.state, bias=False)
+        self.c = Linear(inner, settings.state, bias=False)
+        self.dt = Linear(rank, inner, bias=True)
+        self.output = Linear(inner, width, bias=False)
+        self.plan_key: Hashable = ("mamba", self.taps)
+
+    def plan(self, inputs: Inputs) -> Prepared:
+        """Where documents begin, and which taps reach beyond them."""
+        segments = Segments(inputs.documents)
+        reach = edges(segments, inputs.batch, inputs.length, self.taps, inputs.device)
+        return Prepared(segments, reach, inputs.start)
+
+    def state(self, columns: int) -> MambaState:
+        """An empty state; it does not grow."""
+        return MambaState()
+
+    def forward(
+        self, x: Tensor, plan: Prepared, state: MambaState | None, carried: Carried
+    ) -> tuple[Tensor, Carried]:
+        """x (batch, length, width) -> the same."""
+        raw = self.input(x)
+        entering = None
+        if state is not None and state.history is not None:
+            entering = state.state
+            convolved = self.convolution.continued(raw, state.history)
+        else:
+            convolved = self.convolution(raw, plan.reach)
+        # The scan is exact, whatever the products around it are computed in.
+        dt, b, c = (
+            t.float() for t in (self.dt(self.dt_down(convolved)), self.b(convolved), self.c(convolved))
+        )
+        inside = convolved.float()
+        with torch.autocast(x.device.type, enabled=False):
+            a = -torch.exp(self.a_log.float())
+            y, last = scan(inside, F.softplus(dt), a, b, c, plan.segments, entering)
+            y = y + self.d * inside
+        if state is not None:
+            state.history = history(raw, plan.segments, self.taps, state.history)
+            state.state = last
+        return self.output(y.to(raw.dtype) * F.silu(self.gate(x))), carried
