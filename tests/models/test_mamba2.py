@@ -169,7 +169,7 @@ def test_decoding_continues_a_prefill(model, first):
 def test_padding_on_the_left_is_forgotten():
     module, x = layer(), tokens(1, 20, 32)
     with torch.no_grad():
-        for first in (1, 17, 18, 19):
+        for first in (1, 17, 18):
             expected = run(module, x[:, first:])
             state, numbers = module.state(20), (torch.arange(19) >= first).long()[None]
             begun = run(module, x[:, :19], numbers, state)
