@@ -12,13 +12,52 @@ from torch import Tensor, nn
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.export.folder import write_folder
 from cupola.models import build
-from cupola.recipe.model import Experts, Mamba, Model, Rope
+from cupola.recipe.model import Experts, Mamba, Mamba2, Model, Rope
 from tests.models.small_models import GPT2, LLAMA, TRANSFORMERS
 
 VOCABULARY = 320
 MOE = Experts(count=5, active=2, width=24)
 MAMBA = Model(family="mamba", layers=2, width=32, mamba=Mamba(state=4, step_rank=3), tied=True)
+MAMBA2 = Model(family="mamba2", layers=2, width=32, mamba2=Mamba2(state=8, head_width=16, groups=2))
+GRANITE = Model(
+    family="hybrid",
+    layers=4,
+    width=48,
+    heads=4,
+    key_value_heads=2,
+    pattern=("mamba2", "attention"),
+    mamba2=Mamba2(state=8, head_width=16),
+    feedforward=40,
+    positions="none",
+    embedding_multiplier=3.0,
+    residual_multiplier=0.3,
+    attention_multiplier=0.2,
+    logits_scaling=2.0,
+    tied=True,
+)
 EXPORTED = TRANSFORMERS | {
+    "mamba2": MAMBA2,
+    "mamba2-tied": MAMBA2.model_copy(update={"tied": True, "mamba2": Mamba2(state=8, head_width=16)}),
+    "granite": GRANITE,
+    "granite-rope": GRANITE.model_copy(
+        update={
+            "positions": "rope",
+            "attention_bias": True,
+            "output_bias": True,
+            "tied": False,
+            "attention_multiplier": None,
+        }
+    ),
+    "granite-moe": GRANITE.model_copy(
+        update={
+            "experts": MOE.model_copy(update={"shared": 16}),
+            "feedforward": None,
+            "pattern": ("mamba2", "mamba2", "attention", "mamba2"),
+        }
+    ),
+    "granite-attention": LLAMA.model_copy(
+        update={"family": "hybrid", "pattern": ("attention",), "residual_multiplier": 0.4}
+    ),
     "mamba": MAMBA,
     "mamba-untied": MAMBA.model_copy(update={"tied": False, "norm_epsilon": 1e-4}),
     "gpt2-untied": GPT2.model_copy(update={"tied": False}),

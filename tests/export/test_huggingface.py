@@ -10,6 +10,7 @@ from cupola.export.pairs import to_ours, to_theirs
 from cupola.models import build
 from tests.export.oracles import (
     EXPORTED,
+    MOE,
     VOCABULARY,
     byte_tokenizer,
     exported,
@@ -23,11 +24,23 @@ from tests.models.small_models import GPT2, LLAMA, LLAMA31, QWEN3
 pytestmark = pytest.mark.oracle
 
 
-def fused(gradients):
+GRANITE = {
+    "experts.gate_up_proj": "input_linear.weight",
+    "experts.down_proj": "output_linear.weight",
+    "moe.router.weight": "moe.router.layer.weight",
+}
+MIXTRAL = {"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+
+
+def as_in_files(gradients, model_type):
     """Hugging Face's gradients under the names of its files: experts, fused in memory, one by one."""
     found = {}
     for name, tensor in gradients.items():
-        if name.endswith("experts.gate_up_proj"):
+        if model_type == "granitemoehybrid":
+            for memory, file in GRANITE.items():
+                name = name.replace(memory, file)
+            found[name] = tensor
+        elif name.endswith("experts.gate_up_proj"):
             for expert, both in enumerate(tensor):
                 gate, up = both.chunk(2)
                 found[name.replace("gate_up_proj", f"{expert}.gate_proj.weight")] = gate
@@ -37,22 +50,10 @@ def fused(gradients):
                 found[name.replace("down_proj", f"{expert}.down_proj.weight")] = down
         else:
             found[name] = tensor
+    if model_type == "mixtral":
+        for memory, file in MIXTRAL.items():
+            found = {name.replace(memory, file): tensor for name, tensor in found.items()}
     return found
-
-
-MIXTRAL = (
-    ("block_sparse_moe", "mlp"),
-    (".w1.", ".gate_proj."),
-    (".w3.", ".up_proj."),
-    (".w2.", ".down_proj."),
-)
-
-
-def in_memory(name):
-    """The name in memory of a tensor of a file."""
-    for theirs, ours in MIXTRAL:
-        name = name.replace(theirs, ours)
-    return name
 
 
 @pytest.mark.parametrize("name", EXPORTED)
@@ -69,9 +70,8 @@ def test_transformers_computes_the_same_from_an_exported_folder(name, tmp_path):
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets).backward()
 
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    theirs = fused({n: p.grad for n, p in oracle.named_parameters()})
+    theirs = as_in_files({n: p.grad for n, p in oracle.named_parameters()}, of_model(model).model_type)
     ours = to_theirs({n: p.grad for n, p in module.named_parameters()}, of_model(model).pairs(model))
-    ours = {in_memory(n): gradient for n, gradient in ours.items()}
     assert ours.keys() == theirs.keys()
     for parameter, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[parameter], rtol=1e-5, atol=1e-5, msg=parameter)
@@ -171,16 +171,18 @@ def test_shapes_are_known_without_weights():
         (QWEN3, {"feedforward_bias": True}, "llama would need qk_norm: false"),
         (GPT2, {"positions": "rope"}, "gpt2 would need positions: learned"),
         (GPT2, {"key_value_heads": 2}, "key_value_heads: 4"),
-        (LLAMA, {"residual_multiplier": 0.2}, "residual_multiplier: 1.0"),
+        (QWEN3, {"residual_multiplier": 0.2}, "qwen3 would need residual_multiplier: 1.0"),
         (LLAMA, {"embedding_norm": True}, "embedding_norm: false"),
         (
             EXPORTED["mixtral"],
-            {"experts": EXPORTED["mixtral"].experts.model_copy(update={"shared": 8})},
-            "experts.shared: 0",
+            {"experts": MOE.model_copy(update={"score": "sigmoid"})},
+            "mixtral would need experts.score: softmax",
         ),
+        (EXPORTED["granite"], {"pattern": ("mamba2", "rwkv7")}, "pattern: of mamba2 and attention alone"),
+        (EXPORTED["mamba2"], {"norm": "layernorm"}, "mamba2 would need norm: rmsnorm"),
         (
             EXPORTED["qwen3_moe"],
-            {"experts": EXPORTED["mixtral"].experts.model_copy(update={"balance": "bias"})},
+            {"experts": MOE.model_copy(update={"balance": "bias"})},
             "experts.balance",
         ),
     ],

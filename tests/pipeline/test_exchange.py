@@ -13,7 +13,7 @@ from cupola.evaluate import bits_per_byte
 from cupola.models import build
 from cupola.pipeline.importing import import_model
 from cupola.pipeline.opening import open_run
-from tests.export.oracles import VOCABULARY, byte_tokenizer, change_config, exported, randomised
+from tests.export.oracles import VOCABULARY, byte_tokenizer, change_config, exported, opened, randomised
 from tests.models.small_models import GPT2, LLAMA
 
 TEXT = "The other day they went there. Zwölf Boxkämpfer.\n" * 5
@@ -150,3 +150,28 @@ def test_rows_of_evaluation(tmp_path):
     assert open_run(tmp_path / "b", Display()).sequence_length == 16
     with pytest.raises(InputError, match="the model has 64 learned positions"):
         import_model(folder, tmp_path / "c", Display(), sequence_length=65)
+
+
+@pytest.mark.oracle
+def test_a_trained_run_speaks_the_same_elsewhere_and_back(tiny_recipe, tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    assert main(["run", str(tiny_recipe), "--out", str(tmp_path / "run"), "--no-check", "--json"]) == 0
+    stage = ["--stage", "pretrain"]
+    assert main(["export", str(tmp_path / "run"), *stage, "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert last_json(capsys)["kind"] == "llama"
+    run = open_run(tmp_path / "run", Display(), "pretrain")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    ids = run.tokenizer.encode(TEXT).tolist()
+    assert tokenizer(TEXT)["input_ids"] == ids
+    assert tokenizer.decode(ids) == TEXT
+    tokens = torch.tensor([ids])[:, :40]
+    theirs = opened(tmp_path / "out")(tokens).logits
+    ours = run.module.logits(run.module.hidden(tokens))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    import_model(tmp_path / "out", tmp_path / "back", Display())
+    back = open_run(tmp_path / "back", Display())
+    assert back.sequence_length == run.sequence_length
+    assert back.facts["weights_sha256"] == run.facts["weights_sha256"]
+    assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
