@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from cupola.errors import InputError
 
 FILE = "config.json"
+MOST = 2**24
+"""No size of a model is above it; what is, is damaged."""
 
 
 class Config:
@@ -58,8 +60,8 @@ class Config:
             value = self.get(name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                self.refuse(name, value, f"is not a whole number of at least {least}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+                self.refuse(name, value, f"is not a whole number from {least} to {MOST}")
             return value
         if default is None:
             raise InputError(f"{self.origin}: {names[0]} is missing")

@@ -84,9 +84,8 @@ def objections(model: Model) -> list[str]:
     found = mixers(model, ("rwkv7",)) + differences(
         model, held, {"norm": "layernorm", "embedding_norm": True}
     )
-    for name, value in (("norm_epsilon", 1e-5), ("tied", False)):
-        if getattr(model, name) != value:
-            found.append(f"{name}: {str(value).lower()}")
+    if model.norm_epsilon != 1e-5:
+        found.append("norm_epsilon: 1e-05")
     ranks = model.rwkv7.ranks(model.width)
     if 1 in (ranks.decay, ranks.rate, ranks.value, ranks.gate):
         found.append("rwkv7: ranks above 1")  # the runtime squeezes axes of length 1
@@ -190,6 +189,8 @@ def write_folder(
 ) -> str:
     """Write a folder of `model.pth`, as the `rwkv` package loads it, and `tokenizer.json`.
 
+    The file has no word for a tied head: the embedding is written a second time, as the head.
+
     Raises:
         InputError: it is no RWKV-7 as the runtime computes it; names the settings.
         CupolaError: the disk is full or not writable.
@@ -201,6 +202,8 @@ def write_folder(
         converted = pair.to([state[name].detach() for name in pair.ours])
         for name, tensor in zip(pair.theirs, converted, strict=True):
             tensors[name] = tensor.to("cpu", DTYPES[dtype]).contiguous()
+    if model.tied:
+        tensors["head.weight"] = tensors["emb.weight"].clone()
     with storage.new_folder(target) as aside, (display or Display()).task("writing weights"):
         tokenizer.save(aside)
         try:

@@ -93,7 +93,10 @@ def _name(name: str | None, path: Path) -> str:
 
 def _read(source: Path, display: Display) -> Imported:
     if not source.exists():
-        raise InputError(f"{source}: there is no such folder or file")
+        raise InputError(
+            f"{source}: there is no such folder or file (a model of the hub is fetched first, by"
+            " `hf download NAME --local-dir DIR`)"
+        )
     if source.is_file():
         if source.suffix != ".pth":
             raise InputError(f"{source}: is neither the folder of a Hugging Face model nor RWKV's .pth")

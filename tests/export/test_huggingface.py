@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from cupola.errors import InputError
+from cupola.export import rwkv7
+from cupola.export.config import Config
 from cupola.export.folder import read_folder
-from cupola.export.formats import file_shapes, of_model
-from cupola.export.pairs import to_ours, to_theirs
+from cupola.export.formats import file_shapes, of_model, read_model
+from cupola.export.pairs import our_shapes, to_ours, to_theirs
 from cupola.models import build
+from cupola.recipe.loading import load_preset
+from cupola.recipe.lookup import presets
 from tests.export.oracles import (
     EXPORTED,
     MOE,
@@ -135,7 +139,10 @@ def test_large_models_are_written_in_shards(tmp_path):
     assert all(torch.equal(weights[key], value) for key, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "qwen2", "mistral", "mixtral"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "qwen3", "gpt2", "qwen2", "mistral", "mixtral", "qwen3_moe", "mamba", "mamba2", "granite"],
+)
 def test_autotokenizer_gives_the_same_ids(name, tmp_path):
     from transformers import AutoTokenizer
 
@@ -149,6 +156,33 @@ def test_autotokenizer_gives_the_same_ids(name, tmp_path):
     assert theirs.eos_token_id == ours.delimiter
     config = opened(folder).generation_config
     assert config.eos_token_id == ours.delimiter
+
+
+@pytest.mark.parametrize("name", presets())
+def test_settings_of_every_preset_come_back(name):
+    model = load_preset(name)
+    if model.family == "rwkv7":
+        assert rwkv7.objections(model) == []
+    elif name == "gpt3-13b":  # 40 heads of 128 in a width of 5140
+        with pytest.raises(InputError, match="gpt2 would need head_width: 128"):
+            of_model(model)
+    else:
+        rows = model.rows(50_000)
+        format_ = of_model(model)
+        found, back = read_model(Config(format_.configuration(model, rows)))
+        assert found is format_
+        assert our_shapes(back, rows) == our_shapes(model, rows)
+        assert back.mixers() == model.mixers()
+        same = (
+            "tied",
+            "rope",
+            "positions",
+            "norm_epsilon",
+            "attention_multiplier",
+            "logits_scaling",
+            "window",
+        )
+        assert all(getattr(back, setting) == getattr(model, setting) for setting in same)
 
 
 def test_a_missing_parameter_is_an_error():

@@ -13,7 +13,15 @@ from cupola.evaluate import bits_per_byte
 from cupola.models import build
 from cupola.pipeline.importing import import_model
 from cupola.pipeline.opening import open_run
-from tests.export.oracles import VOCABULARY, byte_tokenizer, change_config, exported, opened, randomised
+from tests.export.oracles import (
+    EXPORTED,
+    VOCABULARY,
+    byte_tokenizer,
+    change_config,
+    exported,
+    opened,
+    randomised,
+)
 from tests.models.small_models import GPT2, LLAMA
 
 TEXT = "The other day they went there. Zwölf Boxkämpfer.\n" * 5
@@ -76,6 +84,16 @@ def test_out_and_in_again_gives_the_same_weights_and_tokenizer(run, tmp_path, ca
     assert first.recipe.model == second.recipe.model
     for name, tensor in randomised("llama", LLAMA).state_dict().items():
         assert torch.equal(second.module.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_moe", "mamba", "mamba2", "granite-moe"])
+def test_every_kind_of_file_comes_out_as_it_went_in(name, tmp_path):
+    folder = exported(tmp_path / "in", EXPORTED[name], randomised(name, EXPORTED[name]))
+    import_model(folder, tmp_path / "run", Display())
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "The", "--max-tokens", "3"]) == 0
+    for file in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (folder / file).read_bytes()
 
 
 def test_a_moved_run_and_a_single_checkpoint_are_exported(run, tmp_path):
