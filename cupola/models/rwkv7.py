@@ -16,7 +16,6 @@ import math
 from collections.abc import Hashable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cupola.models import delta_rule
@@ -24,7 +23,7 @@ from cupola.models.layer import Carried, Inputs
 from cupola.models.layers import Linear
 from cupola.models.segments import Segments
 from cupola.models.table.rwkv7 import SHIFTS, is_first
-from cupola.models.token_mix import exact, gated_output, keys, mix
+from cupola.models.token_mix import exact, gated_output, keys, mix, squared_relu
 from cupola.recipe.model import Model
 
 FASTEST_DECAY = -math.exp(-0.5)
@@ -123,17 +122,16 @@ class TimeMix(Shifting, nn.Module):
         decay = self.decay_up(torch.tanh(self.decay_down(for_decay)))
         log_decay = FASTEST_DECAY * torch.sigmoid(exact(decay) + self.decay_bias)
         rate = torch.sigmoid(exact(self.rate_up(self.rate_down(for_rate))) + self.rate_bias)
-        gate = self.gate_up(torch.sigmoid(self.gate_down(for_gate)))
-
         by_head = (*x.shape[:2], -1, self.head_width)
         key, removed, added = keys(key.view(by_head), rate.view(by_head), self.key_scale, self.key_rate)
         receptance, value = receptance.view(by_head), value.view(by_head)
+        gate = self.gate_up(torch.sigmoid(self.gate_down(for_gate))).view(by_head)
         y, matrices = self._scan(receptance, log_decay.view(by_head), key, value, removed, added, plan, state)
         if state is not None:
             state.last, state.matrices = x[:, -1:], matrices
         norm = self.norm
         y = gated_output(y, receptance, key, value, gate, self.bonus, norm.weight, norm.bias, norm.epsilon)
-        return self.output(y), carried
+        return self.output(y.flatten(2)), carried
 
     def _value(self, x: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         value = self.value(x)
@@ -183,4 +181,4 @@ class ChannelMix(Shifting, nn.Module):
         (mixed,) = mix(x, None if state is None else state.last, plan, [self.shift_key])
         if state is not None:
             state.last = x[:, -1:]
-        return self.value(F.relu(self.key(mixed)).square()), carried
+        return self.value(squared_relu(self.key(mixed))), carried
