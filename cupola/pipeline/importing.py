@@ -180,7 +180,8 @@ def _write(
     origin = str(source.expanduser().resolve())
     with storage.new_folder(folder.tokenizer, {"fingerprint": tokenizer.fingerprint}) as aside:
         tokenizer.save(aside)
-    settings = TokenizerSettings(kind="file", path=tokenizer.origin)
+    # Relative to the recipe, so that the folder can be moved and be another recipe's `base:`.
+    settings = TokenizerSettings(kind="file", path=f"{folder.tokenizer.name}/{tokenizers.FILE}")
     recipe = Recipe(name=name, precision="fp32", tokenizer=settings, model=found.model, stages={})
     folder.record_recipe(recipe)
     imported = {"from": origin, "format": found.kind, "sequence_length": sequence_length}

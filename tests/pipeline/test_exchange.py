@@ -13,6 +13,7 @@ from cupola.evaluate import bits_per_byte
 from cupola.models import build
 from cupola.pipeline.importing import import_model
 from cupola.pipeline.opening import open_run
+from cupola.recipe.loading import load
 from tests.export.oracles import (
     EXPORTED,
     VOCABULARY,
@@ -103,6 +104,18 @@ def test_a_moved_run_and_a_single_checkpoint_are_exported(run, tmp_path):
     assert main(["export", str(latest), "--out", str(tmp_path / "out"), "--dtype", "bf16"]) == 0
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
     assert fields["dtype"] == "bfloat16"
+
+
+def test_its_recipe_is_a_base_for_training_the_same_shape(run, tmp_path, text_folder):
+    path = tmp_path / "more.yaml"
+    stage = "{data: {manual: 1}, tokens: 4k, sequence_length: 32, batch_tokens: 256, learning_rate: 1e-3}"
+    path.write_text(
+        f"base: {run / 'recipe.yaml'}\nname: more\ncorpora: {{manual: {{files: {text_folder / 'manual'}}}}}\n"
+        f"stages: {{pretrain: {stage}}}\n"
+    )
+    recipe = load(path)
+    assert recipe.model == open_run(run, Display()).recipe.model
+    assert recipe.tokenizer.path == str(run / "tokenizer" / "tokenizer.json")
 
 
 def test_existing_folders_are_never_touched(folder, run, tmp_path, capsys):
