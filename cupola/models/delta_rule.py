@@ -55,6 +55,7 @@ def _without_autocast(function: Callable[P, T]) -> Callable[P, T]:
     return plain
 
 
+@torch.compiler.disable
 def scan(
     r: Tensor,
     log_decay: Tensor,

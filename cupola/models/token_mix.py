@@ -1,28 +1,37 @@
 """What RWKV-7 computes channel by channel around its matrices and its recurrence: see `rwkv7`.
 
 In terms of work this is nothing, in terms of memory traffic it is as much as the recurrence: differentiated
-by autograd a layer would read and write more than a hundred tensors of the batch's size. So the functions
-here have their own backward passes, which go through the batch in tiles that stay in the cache. bf16 is
-computed in fp32 and rounded once, but for `mix`, which keeps its differences in bf16.
+by autograd a layer would read and write more than a hundred tensors of the batch's size. So on a CPU the
+functions here have their own backward passes, which go through the batch in tiles that stay in the cache.
+bf16 is computed in fp32 and rounded once, but for `mix`, which keeps its differences in bf16.
 
-Forward and backward of 2048 tokens, width 256 (squared_relu: 896), one thread, milliseconds, in brackets autograd through
-the plain formulas:
+Forward and backward of 2048 tokens, width 256 (squared_relu: 896), one thread, milliseconds, in brackets
+autograd through the plain formulas:
 
     mix, six shares   6.8 (12.5)       gated_output   6.6 (8.5)
     keys              5.8 (11.3)       squared_relu   3.2 (6)
+
+Elsewhere, and in a compiled block, the plain formulas (`plain_...`) are what is fused.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cupola.models.segments import Segments
 
+SHORTEST = 1e-12
+"""A key shorter than this is divided by this instead of its length."""
 TILE = 2**17
 """Numbers of one tensor's part of a tile: half a megabyte in fp32."""
+
+
+def _by_tiles(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def exact(x: Tensor) -> Tensor:
@@ -45,7 +54,15 @@ def mix(x: Tensor, last: Tensor | None, segments: Segments, shares: list[Tensor]
     reaches = segments.reaches(1)
     if reaches is not None and last is not None:  # what came before belongs to the first document
         reaches = torch.cat([torch.ones_like(reaches[:, :1]), reaches[:, 1:]], dim=1)
-    return _Mix.apply(x, last, reaches, *shares)
+    return (_Mix.apply if _by_tiles(x) else plain_mix)(x, last, reaches, *shares)
+
+
+def plain_mix(x: Tensor, last: Tensor | None, reaches: Tensor | None, *shares: Tensor) -> tuple[Tensor, ...]:
+    """`mix` as the formula; reaches: (batch, length, 1) bool or None, the tokens that see the one before."""
+    first = torch.zeros_like(x[:, :1]) if last is None else last.to(x.dtype)
+    before = torch.cat([first, x[:, :-1]], dim=1)
+    difference = (before if reaches is None else before * reaches) - x
+    return tuple(torch.addcmul(x, difference, share.to(x.dtype)) for share in shares)
 
 
 class _Mix(torch.autograd.Function):
@@ -87,7 +104,7 @@ class _Mix(torch.autograd.Function):
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2."""
-    return _SquaredReLU.apply(x)
+    return _SquaredReLU.apply(x) if _by_tiles(x) else F.relu(x).square()
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -117,11 +134,15 @@ def keys(key: Tensor, rate: Tensor, scale: Tensor, share: Tensor) -> tuple[Tenso
     Returns:
         key * (1 + (rate - 1) * share), -kk and kk * rate, of key's dtype.
     """
-    return _Keys.apply(key, rate, scale, share)
+    return (_Keys.apply if _by_tiles(key) else plain_keys)(key, rate, scale, share)
 
 
-SHORTEST = 1e-12
-"""A key shorter than this is divided by this instead of its length."""
+def plain_keys(key: Tensor, rate: Tensor, scale: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`keys` as the formula."""
+    scale, share = scale.view(key.shape[2:]), share.view(key.shape[2:])
+    direction = F.normalize(exact(key) * scale, dim=-1, eps=SHORTEST)
+    written = exact(key) * (1 + (rate - 1) * share)
+    return written.to(key.dtype), (-direction).to(key.dtype), (direction * rate).to(key.dtype)
 
 
 class _Keys(torch.autograd.Function):
@@ -195,7 +216,26 @@ def gated_output(
     Returns:
         The shape and dtype of `gate`.
     """
-    return _GatedOutput.apply(y, receptance, key, value, gate, bonus, weight, bias, epsilon)
+    function = _GatedOutput.apply if _by_tiles(y) else plain_output
+    return function(y, receptance, key, value, gate, bonus, weight, bias, epsilon)
+
+
+def plain_output(
+    y: Tensor,
+    receptance: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor,
+    bonus: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+) -> Tensor:
+    """`gated_output` as the formula."""
+    rows, heads = exact(y).flatten(2).flatten(0, 1), y.shape[2]
+    normal = F.group_norm(rows, heads, exact(weight), exact(bias), epsilon).view(y.shape)
+    own = (exact(receptance) * exact(key) * bonus.view(y.shape[2:])).sum(-1, keepdim=True)
+    return ((normal + own * exact(value)) * gate).to(gate.dtype)
 
 
 class _GatedOutput(torch.autograd.Function):
