@@ -22,8 +22,8 @@ from cupola.json_lines import read_whole
 from cupola.models import build
 from cupola.parallel.engine import LocalEngine
 from cupola.recipe.clock import Clock
-from cupola.recipe.quantity import Quantity
 from cupola.recipe.model import Model
+from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Stage
 from cupola.train import loop
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
