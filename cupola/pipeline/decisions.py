@@ -8,7 +8,7 @@ import torch
 from cupola import objectives, optim
 from cupola.data.batch import Microbatch
 from cupola.display import Display
-from cupola.models import build, table
+from cupola.models import build, kernels, table
 from cupola.parallel.device import Precision, default_device
 from cupola.recipe.schema import Recipe
 from cupola.train.memory import keep_freed_memory
@@ -32,6 +32,7 @@ class Decisions:
         microbatch_tokens: tokens of one forward and backward pass.
         threads: of torch, on the CPU; a resume with another number is not bit-exact, and says so.
         muon_dtype: of Muon's iteration on this machine, where a stage uses Muon.
+        kernels: which package computes each kind of recurrent layer.
         peak_flops: FLOP/s of the fastest matrix product here and now, what utilisation is a share of.
         why: what was measured, for people.
     """
@@ -42,6 +43,7 @@ class Decisions:
     device: str
     vocabulary: int
     muon_dtype: str | None
+    kernels: dict[str, str]
     peak_flops: float
     why: str
 
@@ -65,6 +67,9 @@ def decide(recipe: Recipe, vocabulary: int, recorded: dict[str, Any] | None, dis
     _say_what_changed(recorded, threads, microbatch, muon_dtype, display)
     precision, why = _precision(recipe, vocabulary, microbatch, recorded, device, display)
     display.say(f"precision {precision} ({why}), {threads} threads on {device.type}")
+    used = kernels.in_use(device, set(recipe.model.mixers()))
+    if used and device.type != "cpu":
+        display.say(", ".join(f"{kind} by the kernels of {package}" for kind, package in used.items()))
     same = recorded.get("precision") == precision and recorded.get("device") == str(device)
     seen = recorded["peak_flops"] if same else 0.0
     return Decisions(
@@ -74,6 +79,7 @@ def decide(recipe: Recipe, vocabulary: int, recorded: dict[str, Any] | None, dis
         device=str(device),
         vocabulary=vocabulary,
         muon_dtype=muon_dtype,
+        kernels=used,
         # A busy neighbour makes it look slower than it is: the best that this run has seen counts.
         peak_flops=max(matmul_peak(precision, device), seen),
         why=why,
