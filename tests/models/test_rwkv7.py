@@ -1,4 +1,4 @@
-"""RWKV-7's layers: against the published runtime, packed against alone, and decoding against the whole."""
+"""RWKV-7's layers: the published runtime, documents packed and alone, decoding, shards, bf16."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cupola.models import build
+from cupola.models import build, table
 from cupola.models.layer import Carried
 from cupola.models.rwkv7 import TimeMix
 from cupola.models.segments import Segments
@@ -205,3 +205,29 @@ def test_a_layer_that_is_not_the_first_needs_the_values_of_the_first():
     layer = TimeMix(SMALL, 1)
     with pytest.raises(ValueError, match="values of the first time mix"):
         layer(torch.zeros(1, 2, 64), Segments(None), None, Carried())
+
+
+@pytest.mark.parametrize("block", ["0", "1"])
+def test_shards_by_the_table_add_up_to_the_whole(block):
+    """Tensor parallelism by hand: the same code with half of the heads, twice; values too are by head."""
+    module = random_model()
+    whole = module.blocks[block]
+    cuts = {p.name: p.cut for p in table.parameters(SMALL, VOCABULARY)}
+    generator = torch.Generator().manual_seed(2)
+    x, first = (torch.randn(2, 40, SMALL.width, generator=generator) for _ in range(2))
+    plan, expected, found = Segments(None), [], [torch.zeros_like(x), torch.zeros_like(x)]
+    for layer in (whole.mixer, whole.feedforward):
+        expected.append(layer(x, plan, None, Carried(values=first))[0])
+    for rank in range(2):
+        shard = build(SMALL, VOCABULARY, 0).blocks[block]
+        for name, parameter in whole.named_parameters():
+            cut = cuts[f"blocks.{block}.{name}"]
+            axis = {"colwise": 0, "rowwise": 1}.get(cut)
+            part = parameter.detach() if axis is None else parameter.detach().chunk(2, axis)[rank]
+            inside, _, leaf = name.rpartition(".")
+            setattr(shard.get_submodule(inside), leaf, torch.nn.Parameter(part.clone()))
+        values = first.chunk(2, dim=-1)[rank]
+        for total, layer in zip(found, (shard.mixer, shard.feedforward), strict=True):
+            total += layer(x, plan, None, Carried(values=values))[0]
+    for total, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(total, want, rtol=0, atol=1e-5 * want.abs().max().item())
