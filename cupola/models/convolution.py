@@ -47,8 +47,9 @@ def edges(segments: Segments, batch: int, length: int, taps: int, device: torch.
     return Edges(begin, before[begin][..., None], end, after[end][..., None])
 
 
+@torch.compiler.disable
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, reach: Edges) -> Tensor:
-    """The convolution of whole rows, and SiLU.
+    """The convolution of whole rows, and SiLU. A compiled block calls it as it is.
 
     Args:
         x: (batch, length, channels).

@@ -15,8 +15,11 @@ BLOCK = 512
 """Tokens of a block."""
 
 
+@torch.compiler.disable
 def gated_norm(y: Tensor, gate: Tensor, weight: Tensor, groups: int, epsilon: float) -> Tensor:
     """u / sqrt(mean(u^2) + epsilon) * weight with u = y silu(gate), the mean over a group's channels.
+
+    A compiled block calls it as it is.
 
     Args:
         y, gate: (..., channels) of one dtype.

@@ -17,6 +17,7 @@ from cupola.models.segments import Segments
 from cupola.models.ssd_chunks import CHUNK, Scan
 
 
+@torch.compiler.disable
 def scan(
     x: Tensor,
     dt: Tensor,
@@ -27,7 +28,7 @@ def scan(
     state: Tensor | None = None,
     skip: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence over whole rows.
+    """The recurrence over whole rows. A compiled block calls it as it is.
 
     Args:
         x: (batch, length, heads, head_width), fp32 or bf16; the products are computed in its dtype, decays

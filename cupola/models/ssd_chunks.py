@@ -6,7 +6,19 @@ numbers, so nothing overflows; dt stands in it as its logarithm, so that x is re
 
 All products are batched over chunks. A span of chunks is worked off at a time, one head after the other,
 so that the triangular matrices stay in the cache; they are computed again in the backward pass. Kept for
-it are the inputs and the state that enters each chunk.
+it are the inputs and the state that enters each chunk, which is head_width * state_width / CHUNK numbers a
+token and head.
+
+`bench/scan.py` prints the times that the constants are read off: microseconds a token, forward and backward,
+8 heads of 64, state of 128, one thread, spans of 1024 tokens.
+
+            chunk     32      64     128
+    fp32     2048     33      26      26
+    fp32     8192     32      27      28
+    bf16     2048     24      17      17
+    bf16     8192     25      20      18
+
+Written out over the whole row and left to autograd, the same sums take 51 us at 2048 tokens and 315 at 8192.
 """
 
 import math
@@ -22,7 +34,7 @@ from cupola.models.segments import Chunks
 
 CHUNK = {torch.float32: 64, torch.bfloat16: 128}
 """Tokens of a chunk."""
-SPAN = 2048
+SPAN = 1024
 """Tokens that are worked off together."""
 LOG2_E = math.log2(math.e)
 """Powers are of 2: torch's exp on CPU is MKL's, three times slower, and forty where it underflows."""
