@@ -70,6 +70,10 @@ def _rwkv7_matrix(gain: float) -> Draw:
     return draw
 
 
+def _rwkv7_channel_key(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
+    tensor.normal_(0.0, tensor.shape[0] ** -0.5, generator=generator)
+
+
 def _rwkv7_shift(power: float) -> Draw:
     """1 - (i / width)^(power (1 - layer / layers)) for channel i."""
 
@@ -142,6 +146,7 @@ DRAWS: dict[str, Draw] = {
     "rwkv7_key": _rwkv7_matrix(0.1),
     "rwkv7_value": _rwkv7_matrix(1.0),
     "rwkv7_up": _rwkv7_matrix(0.1),
+    "rwkv7_channel_key": _rwkv7_channel_key,
     "rwkv7_shift_receptance": _rwkv7_shift(0.2),
     "rwkv7_shift_gate": _rwkv7_shift(0.2),
     "rwkv7_shift_decay": _rwkv7_shift(0.9),

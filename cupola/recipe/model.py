@@ -72,7 +72,7 @@ class Mamba2(Strict):
 class RWKV7(Strict):
     """The generalised delta rule, RWKV-7 "Goose" (Peng et al. 2025)."""
 
-    head_width: int = Field(default=64, ge=1)
+    head_width: int = Field(default=64, ge=2)
     """Channels of a head."""
     decay_rank: int | None = Field(default=None, ge=1)
     """Rank of the decay's map; by default 2.5 sqrt(width), in multiples of 32 as the other ranks."""

@@ -48,7 +48,7 @@ def _time_mix_flops(model: Model, layer: int, sequence_length: int, causal: bool
 def _channel_mix(model: Model, layer: int) -> list[Parameter]:
     hidden = model.sizes().feedforward
     found = [vector("shift_key", model.width, "rwkv7_shift_channel")]
-    found += linear("key", hidden, model.width, "colwise", draw="rwkv7_receptance")
+    found += linear("key", hidden, model.width, "colwise", draw="rwkv7_channel_key")
     return found + linear("value", model.width, hidden, "rowwise", draw="zero")
 
 
