@@ -125,6 +125,26 @@ def test_the_biases_that_even_experts_loads_are_resumed(tiny_recipe, tmp_path):
     assert all(json.loads(row)["load_imbalance"] >= 1 for row in rows)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{family: mamba2, mamba2: {head_width: 16, state: 8}, heads: null, key_value_heads: null, qk_norm: null}",
+        "{family: rwkv7, rwkv7: {head_width: 16}, heads: null, key_value_heads: null, qk_norm: null}",
+        "{family: hybrid, pattern: [mamba2, sliding_attention], window: 8, mamba2: {head_width: 16, state: 8}}",
+        "{experts: {count: 4, active: 2, width: 16}}",
+    ],
+    ids=["mamba2", "rwkv7", "hybrid", "mixture"],
+)
+def test_every_family_resumes_bit_for_bit(model, tiny_recipe, tmp_path):
+    """Documents, ramps and Muon as the recipe has them; killed in the middle, and gone on with."""
+    recipe = load(tiny_recipe, [f"model={model}"])
+    assert run(recipe, tmp_path / "straight", "pretrain", Display(), check_first=False).error is None
+    with pytest.raises(Crash):
+        run(recipe, tmp_path / "broken", "pretrain", Saboteur([7], "crash"), check_first=False)
+    assert run(recipe, tmp_path / "broken", "pretrain", Display(), check_first=False).error is None
+    assert final_weights(tmp_path / "broken") == final_weights(tmp_path / "straight")
+
+
 @pytest.mark.multiprocess
 def test_killed_processes_end_the_same(tiny_recipe, tmp_path, straight):
     """kill -9 at random moments of real processes, then once to the end."""
