@@ -128,7 +128,7 @@ class TimeMix(Shifting, nn.Module):
         gate = self.gate_up(torch.sigmoid(self.gate_down(for_gate))).view(by_head)
         y, matrices = self._scan(receptance, log_decay.view(by_head), key, value, removed, added, plan, state)
         if state is not None:
-            state.last, state.matrices = x[:, -1:], matrices
+            state.last, state.matrices = x[:, -1:].clone(), matrices
         norm = self.norm
         y = gated_output(y, receptance, key, value, gate, self.bonus, norm.weight, norm.bias, norm.epsilon)
         return self.output(y.flatten(2)), carried
@@ -180,5 +180,5 @@ class ChannelMix(Shifting, nn.Module):
         """See `layer.Layer`."""
         (mixed,) = mix(x, None if state is None else state.last, plan, [self.shift_key])
         if state is not None:
-            state.last = x[:, -1:]
+            state.last = x[:, -1:].clone()
         return self.value(squared_relu(self.key(mixed))), carried
