@@ -19,9 +19,8 @@ from cupola import storage
 from cupola.corpus.built import build_once
 from cupola.corpus.documents import Split, documents, totals
 from cupola.corpus.tokenizer import CHUNK_CHARACTERS, Tokenizer
-from cupola.data.store import StoreWriter, TokenStore
+from cupola.data.store import StoreWriter, TokenStore, stores_root
 from cupola.display import Display, count, size
-from cupola.paths import cache_root
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 VERSION = 1
@@ -44,7 +43,7 @@ def encode_source(
     files = storage.read_manifest(gathered)["files"]
     texts = {split: files[f"{split}.parquet"]["sha256"] for split in SPLITS}
     made_from = {"version": VERSION, "texts": texts, "tokenizer": tokenizer.fingerprint}
-    folder = cache_root() / "stores" / storage.digest(made_from)[:32]
+    folder = stores_root() / storage.digest(made_from)[:32]
     for split in SPLITS:
         target = folder / split
         build_once(

@@ -26,6 +26,7 @@ from cupola import storage
 from cupola.data.indexed import Index, mapped_tokens, write_index
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
+from cupola.paths import cache_root
 
 KIND = "token store"
 VERSION = 1
@@ -34,6 +35,11 @@ LENGTHS = "lengths.part"
 LARGEST_UINT16_SIZE = 65_536
 AT_ONCE = 4_000_000
 LONGEST_DOCUMENT = 2**31 - 1
+
+
+def stores_root() -> Path:
+    """Where the cache keeps its stores, each as `<hash>/<split>` (`cupola.corpus.encoding`)."""
+    return cache_root() / "stores"
 
 
 class StoreTokenizer(Protocol):
@@ -168,10 +174,11 @@ class TokenStore:
             tokenizer: the tokenizer that it must have been made with, if that matters.
 
         Raises:
-            CupolaError: it is damaged, or no store.
-            InputError: it was made with another tokenizer.
+            CupolaError: it is damaged.
+            InputError: it is no store, or was made with another tokenizer.
         """
         self.path = folder
+        _refuse_strangers(folder)
         try:
             manifest = storage.verify(folder, contents=False)
         except CupolaError as error:
@@ -308,5 +315,28 @@ def _fingerprint(tokens_sha256: str, tokenizer_fingerprint: str) -> str:
     return storage.digest({"tokens": tokens_sha256, "tokenizer": tokenizer_fingerprint})
 
 
+def _in_cache(folder: Path) -> bool:
+    return folder.resolve().parent.parent == stores_root().resolve()
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """A folder that a user names, and in which there is no sign of a store, is not a damaged one.
+
+    Raises:
+        InputError: it has no manifest, or that of another artefact.
+    """
+    if _in_cache(folder):
+        return
+    if not (folder / storage.MANIFEST).exists():
+        raise InputError(f"{folder}: is no token store (it has no {storage.MANIFEST})")
+    kind = storage.read_manifest(folder).get("kind")
+    if kind != KIND:
+        whose = f"a {kind}" if kind else "something else"
+        raise InputError(f"{folder}: is no token store (its {storage.MANIFEST} is of {whose})")
+
+
 def _mend(folder: Path) -> str:
-    return f"delete {folder} and run again, and the text is encoded anew"
+    """What helps against damage; only what is in the cache can be deleted without a loss."""
+    if _in_cache(folder):
+        return f"delete {folder} and run again, and the text is encoded anew"
+    return "take it from where it was copied, or encode the text again"

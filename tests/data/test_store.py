@@ -138,15 +138,40 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, documents: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "tokens.idx", "manifest.json"])
-def test_what_is_missing_or_cut_is_named_with_the_cure(tmp_path: Path, name: str) -> None:
-    folder = write(tmp_path / "s", [[1, 2], [3]])
+def test_what_is_missing_or_cut_in_the_cache_is_named_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("CUPOLA_CACHE", str(tmp_path))
+    folder = write(tmp_path / "stores" / "0f3a" / "train", [[1, 2], [3]])
     path = folder / name
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(CupolaError, match=f"{name}.*delete .*s and run again"):
+    with pytest.raises(CupolaError, match=f"{name}.*delete .*train and run again"):
         TokenStore(folder)
     path.unlink()
-    with pytest.raises(CupolaError, match=f"{name}.*delete .*s and run again"):
+    with pytest.raises(CupolaError, match=f"{name}.*delete .*train and run again"):
         TokenStore(folder)
+
+
+def test_nothing_outside_the_cache_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUPOLA_CACHE", str(tmp_path / "cache"))
+    folder = write(tmp_path / "s", [[1, 2], [3]])
+    for name in ("tokens.bin", "manifest.json"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-2])
+        with pytest.raises(CupolaError) as damaged:
+            TokenStore(folder)
+        assert name in str(damaged.value)
+        assert "delete" not in str(damaged.value)
+
+
+def test_a_folder_that_is_no_store_is_not_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUPOLA_CACHE", str(tmp_path))
+    (tmp_path / "texts").mkdir()
+    write(tmp_path / "stores" / "0f3a" / "train", [[1]])
+    for folder in ("texts", "stores", "stores/0f3a"):
+        with pytest.raises(InputError, match=r"is no token store \(it has no manifest.json\)$"):
+            TokenStore(tmp_path / folder)
 
 
 def test_a_flipped_byte_is_found_by_verify(tmp_path: Path) -> None:
@@ -193,7 +218,7 @@ def test_an_index_of_another_store_is_refused(tmp_path: Path) -> None:
 def test_another_artefact_is_no_store(tmp_path: Path) -> None:
     with storage.new_folder(tmp_path / "s", {"kind": "tokenizer"}) as aside:
         (aside / "tokens.bin").write_bytes(b"")
-    with pytest.raises(CupolaError, match="is not a token store of version 1"):
+    with pytest.raises(InputError, match=r"is no token store \(its manifest.json is of a tokenizer\)$"):
         TokenStore(tmp_path / "s")
 
 
