@@ -63,12 +63,12 @@ def seconds_per_token(module: LanguageModel, cache: Cache) -> float:
 
 def state_bytes(cache: Cache) -> int:
     """What all states hold."""
-    tensors = {
-        id(tensor): tensor.untyped_storage().nbytes()
-        for states in cache.states.values()
-        for state in states
-        if state is not None
-        for tensor in vars(state).values()
-        if isinstance(tensor, torch.Tensor)
-    }
-    return sum(tensors.values())
+    found: dict[int, int] = {}
+    for states in cache.states.values():
+        for state in states:
+            for held in vars(state).values() if state is not None else ():
+                for tensor in held if isinstance(held, list | tuple) else [held]:
+                    if isinstance(tensor, torch.Tensor):
+                        storage = tensor.untyped_storage()
+                        found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
