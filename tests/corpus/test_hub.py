@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cupola.corpus import documents, gather
+from cupola.corpus.reading import Reading
+from cupola.corpus.sources.hub import HuggingFaceSource
 from cupola.errors import InputError
 from cupola.recipe.schema import Corpus
 from tests.corpus.corpus_fakes import prose
@@ -24,7 +26,7 @@ def test_a_data_set_is_streamed(tmp_path: Path, cache: Path, heard: Heard) -> No
     assert sorted(item.text for item in items) == sorted(row["body"] for row in rows[:30])
     assert {item.licence for item in items} == {"CC0"}
     assert found.facts["dropped"] == {"no text in field 'body'": 1}
-    assert any("without max_bytes" in line for line in heard.warnings)
+    assert heard.warnings == []  # a folder is no stream without end
     assert gather("web", corpus, heard).path == found.path
 
 
@@ -56,6 +58,54 @@ def test_a_folder_that_is_no_dataset_takes_the_fallback(tmp_path: Path, cache: P
     found = gather("web", corpus, heard)
     assert found.facts["taken"]["fallback"] is True
     assert f"{tmp_path} cannot be read by datasets" in found.facts["taken"]["because"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("b.txt", b"\x8a\xff\x00 binary"),
+        ("b.jsonl", b'{"text": "aa"}\n{"text": oops\n'),
+        ("b.parquet", b"no table at all"),
+    ],
+)
+def test_the_file_that_cannot_be_read_is_named(
+    tmp_path: Path, cache: Path, heard: Heard, name: str, data: bytes
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    verbosity = datasets.logging.get_verbosity()
+    good = {".txt": b"fine\n", ".jsonl": b'{"text": "fine"}\n', ".parquet": b""}[Path(name).suffix]
+    if good:
+        (tmp_path / f"a{Path(name).suffix}").write_bytes(good)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError) as refused:
+        gather("web", Corpus(huggingface=str(tmp_path), min_document_bytes=0), heard)
+    line = str(refused.value)
+    assert f"{tmp_path / name}: cannot be read by datasets (" in line
+    assert "mend or remove it" in line
+    assert "gather it again" not in line
+    assert datasets.logging.get_verbosity() == verbosity
+
+
+@pytest.mark.parametrize("name", ["/tmp/nosuch", "./nosuch", "../a/b", "~/nosuch", "a/b/c"])
+def test_a_missing_folder_is_not_asked_of_the_hub(cache: Path, heard: Heard, name: str) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(InputError, match=r"nosuch: no such folder|a/b.*: no such folder"):
+        gather("web", Corpus(huggingface=name), heard)
+
+
+def test_a_file_is_no_folder(tmp_path: Path, cache: Path, heard: Heard) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"a\.jsonl: is no folder; a single file is given by `files`"):
+        gather("web", Corpus(huggingface=str(tmp_path / "a.jsonl")), heard)
+
+
+def test_a_stream_of_the_hub_warns_where_it_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("cupola.corpus.sources.hub.HuggingFaceSource._rows", lambda self: iter(()))
+    report = Reading()
+    HuggingFaceSource(Corpus(huggingface="a/b")).open(Path(), report)
+    assert report.warnings == ["without max_bytes the whole dataset is streamed"]
 
 
 def test_without_the_library_the_fallback_is_taken(
