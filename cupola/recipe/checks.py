@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from cupola.errors import InputError
 from cupola.recipe.clock import Clock
+from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
 from cupola.recipe.schema import KINDS, Corpus, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
@@ -19,7 +20,7 @@ STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and 
 class Problem(NamedTuple):
     """A key of the recipe and what is wrong with it."""
 
-    path: tuple[str, ...]
+    path: tuple[Key, ...]
     message: str
 
 

@@ -17,6 +17,7 @@ import yaml
 from cupola.errors import InputError
 
 Key = str | int
+LONGEST_QUOTED = 60
 
 KINDS = (
     ("null", re.compile(r"~|null|Null|NULL|")),
@@ -69,6 +70,16 @@ class Node:
 def dotted(path: Sequence[Key]) -> str:
     """`("stages", "pretrain", "carry", 0)` -> `stages.pretrain.carry[0]`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+
+
+def is_text(argument: str) -> bool:
+    """Was an argument of the command line UTF-8? (Python keeps other bytes as lone surrogates.)"""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
+
+
+def cut(text: str) -> str:
+    """As much of what somebody wrote as a message has room for."""
+    return text if len(text) <= LONGEST_QUOTED else f"{text[: LONGEST_QUOTED - 3]}..."
 
 
 def read_document(path: Path) -> Node:
@@ -195,4 +206,4 @@ class _Converter:
 def _kind(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
-    return "a list" if isinstance(value, list) else repr(value)
+    return "a list" if isinstance(value, list) else cut(repr(value))

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from cupola.errors import InputError
 from cupola.recipe.checks import Problem, problems
 from cupola.recipe.defaults import fill_stages
-from cupola.recipe.document import Node, dotted, read_document, read_value, shown
+from cupola.recipe.document import Node, cut, is_text, read_document, read_value, shown
 from cupola.recipe.lookup import find_preset, find_recipe, presets
 from cupola.recipe.merging import assign, merge
 from cupola.recipe.messages import explain, located
@@ -43,35 +43,43 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: one line; it ends in "(and 2 more)" where there are more mistakes.
     """
-    recipe, tree = _valid(path_or_name, overrides)
-    found = list(problems(recipe))
-    if found:
-        cause = _cause(found[0], path_or_name, overrides)
+    recipe, tree, found = _examined(path_or_name, overrides)
+    if recipe is None or found:
+        cause = _cause(found[0], recipe is None, path_or_name, overrides)
         raise _first([located(tree, problem.path, problem.message, cause) for problem in found])
     return recipe
 
 
-def _valid(path_or_name: str | Path, overrides: Sequence[str]) -> tuple[Recipe, Node]:
-    """The recipe as the schema accepts it, and where everything in it was written."""
+def _examined(
+    path_or_name: str | Path, overrides: Sequence[str]
+) -> tuple[Recipe | None, Node, list[Problem]]:
+    """The recipe, None where the schema refuses it; where everything in it was written; what is wrong."""
     tree = _read(find_recipe(str(path_or_name), Path()))
     for override in overrides:
         tree = _override(tree, override)
     tree = _resolve_paths(tree)
     try:
-        return fill_stages(Recipe.model_validate(tree.plain())), tree
+        recipe = fill_stages(Recipe.model_validate(tree.plain()))
     except ValidationError as error:
-        raise _first(explain(error, tree)) from None
+        return None, tree, explain(error, tree)
+    return recipe, tree, list(problems(recipe))
 
 
-def _cause(problem: Problem, path_or_name: str | Path, overrides: Sequence[str]) -> str | None:
-    """The override without which blocks would agree, the last of several: it is to blame and not the file.
+def _cause(
+    problem: Problem, by_schema: bool, path_or_name: str | Path, overrides: Sequence[str]
+) -> str | None:
+    """The override without which the problem is gone, the last of several: it is to blame and not the file.
 
     Found by leaving out each in turn, so that also what an override takes away is traced.
+
+    Args:
+        by_schema: the schema has it; else a recipe that the schema refuses tells nothing of it.
     """
     for index in reversed(range(len(overrides))):
         others = [*overrides[:index], *overrides[index + 1 :]]
         with contextlib.suppress(InputError):
-            if problem not in problems(_valid(path_or_name, others)[0]):
+            recipe, _, left = _examined(path_or_name, others)
+            if problem not in left and (by_schema or recipe is not None):
                 return overrides[index]
     return None
 
@@ -86,7 +94,9 @@ def load_preset(name: str) -> Model:
     try:
         return Model.model_validate(tree.plain())
     except ValidationError as error:
-        raise _first(explain(error, Node({"model": tree}, tree.where, tree.folder))) from None
+        whole = Node({"model": tree}, tree.where, tree.folder)
+        found = explain(error, whole)
+        raise _first([located(whole, problem.path, problem.message) for problem in found]) from None
 
 
 def dump(recipe: Recipe) -> dict[str, Any]:
@@ -120,7 +130,7 @@ def _read(path: Path, heirs: tuple[Path, ...] = ()) -> Node:
 def _base(base: Node, heirs: tuple[Path, ...]) -> Node:
     where = f"{base.where}: base: "
     if not isinstance(base.value, str):
-        raise InputError(f"{where}a file or the name of a recipe is expected, not {base.value!r}")
+        raise InputError(f"{where}a file or the name of a recipe is expected, not {cut(repr(base.value))}")
     if base.value in presets() and not (base.folder / base.value).exists():
         return Node({"model": read_document(presets()[base.value])}, base.where, base.folder)
     path = find_recipe(base.value, base.folder, where)
@@ -143,12 +153,14 @@ def _with_preset(model: Node) -> Node:
     base = block.pop("base")
     where = f"{base.where}: model.base: "
     if not isinstance(base.value, str):
-        raise InputError(f"{where}the name of a preset is expected, not {base.value!r}")
+        raise InputError(f"{where}the name of a preset is expected, not {cut(repr(base.value))}")
     preset = read_document(find_preset(base.value, base.folder, where))
     return merge(preset, Node(block, model.where, model.folder), Model, ("model",))
 
 
 def _override(tree: Node, override: str) -> Node:
+    if not is_text(override):
+        raise InputError(f"--set {override!r}: is not UTF-8 text")
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
@@ -192,12 +204,17 @@ def _path(node: Node, key: tuple[str, ...]) -> Node:
     try:
         text = os.path.expanduser(expand(node.value))
     except KeyError as error:
-        name = error.args[0]
-        raise InputError(f"{node.where}: {dotted(key)}: the environment variable {name} is not set") from None
+        raise _refused(node, key, f"the environment variable {error.args[0]} is not set") from None
+    if not text.strip():  # else it would be the recipe's whole folder
+        raise _refused(node, key, "is empty; a path is expected, or . for the folder itself")
     is_glob = key[-1] == "files" and glob.has_magic(text)
     folder = glob.escape(str(node.folder)) if is_glob else str(node.folder)
     whole = os.path.normpath(os.path.join(folder, text))
     return Node(escaped(whole), node.where, node.folder)
+
+
+def _refused(node: Node, key: tuple[str, ...], message: str) -> InputError:
+    return InputError(located(Node({}, node.where, node.folder), key, message))
 
 
 def _children(tree: Node, key: str) -> dict[str, Node]:

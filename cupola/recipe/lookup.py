@@ -4,6 +4,7 @@ The shipped recipes are the files of the repository's `recipes/` folder; `shippe
 link to it, which becomes a folder of its own in an installed package. Presets are `model:` blocks.
 """
 
+import os
 from pathlib import Path
 
 from cupola.errors import InputError
@@ -42,10 +43,12 @@ def find_recipe(text: str, folder: Path, where: str = "") -> Path:
     Raises:
         InputError: nothing of that name, or a folder.
     """
+    if not text.strip():
+        raise InputError(f"{where}an empty path; name a recipe (there are {', '.join(shipped_recipes())})")
     path = folder / Path(text).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, False for a name that is too long
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{where}{text}: is a folder; name a recipe in it")
     names = shipped_recipes()
     if _is_name(text):
@@ -57,7 +60,7 @@ def find_recipe(text: str, folder: Path, where: str = "") -> Path:
         hint = f"; did you mean {close}?" if close else ""
         there = ", ".join(sorted(names))
         raise InputError(f"{where}{text}: no recipe of that name{hint} (there are {there})")
-    if path.exists():  # a device or a pipe, such as /dev/stdin
+    if os.path.exists(path):  # a device or a pipe, such as /dev/stdin
         return path
     if path.stem in names:
         raise InputError(
@@ -80,7 +83,7 @@ def find_preset(text: str, folder: Path, where: str) -> Path:
     if text in known:
         return known[text]
     path = folder / Path(text).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     close = did_you_mean(text, known)
     hint = f"did you mean {close}?" if close else f"there are {', '.join(known)}"

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cupola.recipe.document import Key, Node, dotted
+from cupola.recipe.checks import Problem
+from cupola.recipe.document import Key, Node, cut, dotted
 from cupola.recipe.structure import Entries, did_you_mean, homes, kind_at
 
 ELSEWHERE = {
@@ -91,13 +92,13 @@ def _is_override(where: str) -> bool:
     return where.startswith(OVERRIDE)
 
 
-def explain(error: ValidationError, tree: Node) -> list[str]:
-    """A line for each key at fault; missing keys last, since a misspelt one is often why they are."""
+def explain(error: ValidationError, tree: Node) -> list[Problem]:
+    """A problem for each key at fault; missing keys last, since a misspelt one is often why they are."""
     at_key: dict[tuple[Key, ...], list[Any]] = {}
     for item in sorted(error.errors(), key=lambda item: item["type"] == "missing"):
         at_key.setdefault(_path(item, tree), []).append(item)
     return [
-        located(tree, path, _message(path, items, _is_override(tree.nearest(path).where)))
+        Problem(path, _message(path, items, _is_override(tree.nearest(path).where)))
         for path, items in at_key.items()
         if not _decided_deeper(path, items, list(at_key))
     ]
@@ -201,6 +202,4 @@ def _about(path: tuple[Key, ...]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else repr(value)
-    assert text is not None
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return str(value).lower() if isinstance(value, bool) else cut(repr(value))

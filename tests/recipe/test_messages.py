@@ -68,13 +68,20 @@ def test_the_recipe_itself_is_right():
         ("  heads: 4", "  heads: 4\n  layers: 3", "r.yaml:10: layers: is written twice (first on line 7)"),
         ("  heads: 4", "  heads: 4\n  base: llama3-9b", "r.yaml:10: model.base: no preset or file llama3-9b; did you mean llama3-8b?"),
         ("name: whole", "name: whole\nbase: quickstrat", "r.yaml:2: base: quickstrat: no recipe of that name; did you mean quickstart?"),
+        ("name: whole", "name: whole\nbase: ''", "r.yaml:2: base: an empty path; name a recipe (there are "),
+        ("name: whole", f"name: whole\nbase: a/{'x' * 9000}", "r.yaml:2: base: a/xxx"),
+        ("texts/*.md", "''", "r.yaml:3: corpora.mine.files: is empty; a path is expected, or . for the folder itself"),
+        ("texts/*.md", "[a.txt, ' ']", "r.yaml:3: corpora.mine.files: is empty; a path is expected"),
+        ("texts/*.md", "$EMPTY", "r.yaml:3: corpora.mine.files: is empty; a path is expected"),
+        ("  vocabulary: 512", "  kind: file\n  path: ''", "r.yaml:6: tokenizer.path: is empty; a path is expected"),
         ("name: whole", "name: whole\nbase: [a]", "r.yaml:2: base: a file or the name of a recipe is expected"),
         ("name: whole", "name: whole\nseed: 0\n? [a]\n: 1", "r.yaml:3: a key is a plain word"),
         ("name: whole", "name: !!python/name:os.system", "r.yaml:1: tags such as tag:yaml.org,2002:python/name:os.system have no meaning"),
         ("name: whole", "name: &a [*a]", "r.yaml:1: an alias contains itself"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_file(old, new, line):
+def test_a_mistake_in_a_file(old, new, line, monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
     assert old in WHOLE
     assert message(WHOLE.replace(old, new, 1)).startswith(line)
 
@@ -95,6 +102,7 @@ def test_a_mistake_in_a_file(old, new, line):
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "r.yaml: is not UTF-8 text (byte 0); a recipe is YAML"),
         (b"name: \x00\x01", "r.yaml: is not YAML: unacceptable character"),
         ("[" * 5000, "r.yaml: is nested too deeply"),
+        ("x" * 1_000_000, f"r.yaml:1: a recipe is a YAML mapping (`name: ...`), not '{'x' * 56}..."),
     ],
 )
 def test_what_is_no_recipe_at_all(text, line):
@@ -115,12 +123,33 @@ def test_what_is_no_recipe_at_all(text, line):
         ("model.layers={", "--set model.layers={: is not YAML: "),
         ("model.layers", "--set model.layers: KEY=VALUE is expected, such as stages.pretrain.learning_rate=3e-4"),
         ("=3", "--set =3: KEY=VALUE is expected"),
+        ("model=null", "--set model=null: is missing (The network)"),
+        ("model.layers=null", "--set model.layers=null: is missing (Number of blocks)"),
+        ("stages=null", "--set stages=null: is missing (The stages, in the order in which they run)"),
+        ("name=", "--set name=: is missing (The run's name, and its folder's)"),
+        ("stages.pretrain.data.mine=null", "--set stages.pretrain.data.mine=null: stages.pretrain.data: a mapping of sources to weights"),
+        ("model.family=[]", "--set model.family=[]: "),
+        ("corpora.mine.files=", "--set corpora.mine.files=: corpora.mine: names no source"),
+        ("corpora.mine.files=''", "--set corpora.mine.files='': is empty; a path is expected"),
+        ("corpora.mine.files=$NOT_SET", "--set corpora.mine.files=$NOT_SET: the environment variable NOT_SET is not set"),
+        ("name=\udcff", "--set 'name=\\udcff': is not UTF-8 text"),
         ("base=quickstart", "--set base=quickstart: unknown key"),
         ("model=llama3-9b", "--set model=llama3-9b: model.base: no preset or file llama3-9b; did you mean llama3-8b?"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_an_override(override, line):
     assert message(WHOLE, override).startswith(line)
+
+
+def test_the_override_that_takes_a_key_away_is_named_among_others():
+    whole = ("seed=3", "model.layers=null", "model.width=128")
+    assert message(WHOLE, *whole) == "--set model.layers=null: is missing (Number of blocks)"
+    # An override that the schema needs does not bring about what blocks disagree in.
+    text = WHOLE.replace("  layers: 2\n", "").replace("{mine: 1}", "{mien: 1}")
+    assert message(text, "model.layers=2").startswith(
+        "r.yaml:11: stages.pretrain.data.mien: there is no corpus"
+    )
+    assert message(text, "seed=3").startswith("r.yaml:6: model.layers: is missing")
 
 
 def test_more_mistakes_are_counted():
