@@ -27,14 +27,18 @@ def command(recipe: str, overrides: tuple[str, ...], no_data: bool, as_json: boo
     loaded = load(recipe, list(overrides))
 
     from cupola.pipeline.decisions import decide
+    from cupola.pipeline.memory import require_memory, running_out
     from cupola.pipeline.preflight import preflight
     from cupola.pipeline.prepare import prepare
 
     display = ConsoleDisplay()
+    require_memory(loaded)
     prepared = None if no_data else prepare(loaded, display)
     vocabulary = prepared.vocabulary if prepared else loaded.model.rows(loaded.tokenizer.vocabulary)
-    decisions = decide(loaded, vocabulary, None, display)
-    result = preflight(loaded, prepared, decisions, display)
+    require_memory(loaded, vocabulary)
+    with running_out("check"):
+        decisions = decide(loaded, vocabulary, None, display)
+        result = preflight(loaded, prepared, decisions, display)
     for warning in result.warnings:
         display.warn(warning)
     for note in result.notes:

@@ -21,6 +21,7 @@ from cupola.models import table
 from cupola.paths import runs_root
 from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.memory import require_memory, running_out
 from cupola.pipeline.mending import mend_records
 from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
 from cupola.pipeline.preflight import preflight
@@ -98,10 +99,16 @@ def _run(
     begun = time.monotonic()
     display.say(f"run {recipe.name} in {folder.path}")
     mend_records(folder, display)
+    recorded = folder.facts().get("decisions")
+    if check_first and recorded is None:  # what has all been trained elsewhere needs no memory here
+        require_memory(recipe)
     prepared = prepare(recipe, display)
     folder.record(name=recipe.name)  # from here on the folder is this run's
-    decisions = decide(recipe, prepared.vocabulary, folder.facts().get("decisions"), display)
+    with running_out("measuring the machine"):
+        decisions = decide(recipe, prepared.vocabulary, recorded, display)
     planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
+    if check_first and any(stage.action != "unchanged" for stage in planned):
+        require_memory(recipe, prepared.vocabulary)
     # Not before the stages that no longer fit are set aside: a kill must not leave them under a new recipe.
     folder.record_decisions(decisions.as_json())
     folder.record_recipe(recipe)
@@ -138,7 +145,8 @@ def _run_stages(
             continue
         try:
             seconds = estimates.get(stage.name)
-            StageRun(folder, recipe, prepared, decisions, stage, display).train(seconds)
+            with running_out(f"stage {stage.name}"):
+                StageRun(folder, recipe, prepared, decisions, stage, display).train(seconds)
         except CupolaError as error:
             stopped = isinstance(error, Interrupted)
             with contextlib.suppress(CupolaError):  # the disk may be what failed
@@ -212,7 +220,8 @@ def _check_once(
     key = storage.digest([stage.key for stage in planned])
     if folder.facts().get("checked") == key:
         return
-    result = preflight(recipe, prepared, decisions, display)
+    with running_out("check"):
+        result = preflight(recipe, prepared, decisions, display)
     for stage in result.stages:
         display.say(
             f"check {stage.name}: first loss {stage.first_loss:.3f} (expected {stage.expected_loss:.3f}),"
