@@ -17,8 +17,9 @@ Record = dict[str, Any]
 
 
 def as_line(record: Record) -> str:
-    """A record as strict JSON, without the newline."""
-    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+    """A record as strict JSON, without the newline; a byte of a path that is not UTF-8 as `\\udcXX`."""
+    line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def append(path: Path, record: Record) -> None:

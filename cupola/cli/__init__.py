@@ -12,6 +12,7 @@ line in `COMMANDS`.
 
 import difflib
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -40,6 +41,7 @@ SPINS = "2000"
 when torch is loaded. Its default is milliseconds: where one other program wanted a core, a training step
 on two cores was ten times slower (796 tokens/s against 8,700); with this it is half as fast, and where it
 is alone about as fast as before."""
+LONGEST_LINE = 3000  # of an error, in characters
 BROKEN_PIPE_STATUS = 141  # what a shell reports for a program that SIGPIPE ended
 
 
@@ -111,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does: a path may not be text
     try:
         # Not click's own `main`, which takes an EOFError (a truncated file) for the user's Ctrl-C.
         with command_line.make_context("cupola", arguments) as context:
@@ -149,4 +153,8 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """Begins with what and where, ends with the cure; what lies between may quote a whole file."""
+    line = " ".join(str(error).split())
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE * 2 // 3]} ... {line[-LONGEST_LINE // 3 :]}"

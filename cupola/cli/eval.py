@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, read_text
+from cupola.cli.options import emit, examples, json_option, read_text, refuse_repeats
 from cupola.display import ConsoleDisplay, Display
 from cupola.errors import InputError
 
@@ -38,6 +38,7 @@ def command(run: str, stage: str | None, files: tuple[str, ...], stride: int | N
 
     Each document, and each FILE, is scored on its own, every byte once.
     """
+    refuse_repeats(files, "--text")
     texts = {name: [_scored_text(name)] for name in files}
 
     from cupola.pipeline.opening import open_run

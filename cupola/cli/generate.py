@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, read_text
+from cupola.cli.options import emit, examples, given_text, json_option, read_text, refuse_repeats
 from cupola.display import ConsoleDisplay, Display
 
 
@@ -63,7 +63,8 @@ def command(
 
     A single prompt is written as it comes, token by token; several are written when all are done.
     """
-    texts = [read_text("-", "--prompt").removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
+    refuse_repeats([prompt for prompt in prompts if prompt == "-"], "--prompt")
+    texts = [_prompt(prompt) for prompt in prompts]
 
     from cupola.generate import continue_texts
     from cupola.pipeline.opening import open_run
@@ -90,6 +91,10 @@ def command(
         click.echo(stream.rest())
     else:
         click.echo("\n\n".join(done["prompt"] + done["text"] for done in completions))
+
+
+def _prompt(given: str) -> str:
+    return read_text("-", "--prompt").removesuffix("\n") if given == "-" else given_text(given, "--prompt")
 
 
 class Stream:

@@ -4,7 +4,9 @@ Results go to standard output, everything said on the way to standard error; wit
 of standard output is one JSON object.
 """
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,33 @@ def examples(*lines: str) -> str:
 def emit(value: dict[str, Any]) -> None:
     """Print a result as one line of strict JSON; a number that is not finite becomes null."""
     click.echo(json_lines.as_line(value))
+
+
+def refuse_repeats(names: Sequence[str], option: str) -> None:
+    """Refuse a file that is named twice: it would count once or twice, and standard input is read once.
+
+    Raises:
+        InputError: names it.
+    """
+    seen: set[str] = set()
+    for name in names:
+        file = name if name == "-" else os.path.realpath(os.path.expanduser(name))
+        if file in seen:
+            raise InputError(f"{option} {name}: is given twice; give each file once")
+        seen.add(file)
+
+
+def given_text(text: str, option: str) -> str:
+    """A text that an option holds.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    from cupola.recipe.document import is_text
+
+    if not is_text(text):
+        raise InputError(f"{option} {text!r}: is not UTF-8 text")
+    return text
 
 
 def read_text(name: str, option: str) -> str:

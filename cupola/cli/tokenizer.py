@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, read_text, recipe_argument, set_option
+from cupola.cli.options import (
+    emit,
+    examples,
+    given_text,
+    json_option,
+    read_text,
+    recipe_argument,
+    refuse_repeats,
+    set_option,
+)
 from cupola.display import ConsoleDisplay, count
 from cupola.errors import InputError
 
@@ -70,6 +79,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @json_option
 def show(path: str, files: tuple[str, ...], as_json: bool) -> None:
     """Show size, special tokens, engine and bytes per token (by default on Python's manual: English)."""
+    refuse_repeats(files, "--file")
     _report(open_tokenizer(path), as_json, files)
 
 
@@ -89,10 +99,10 @@ def encode(path: str, text: str | None, file: str | None, as_json: bool) -> None
     if (text is None) == (file is None):
         raise InputError("give the text by --text or by --file, one of the two")
     tokenizer = open_tokenizer(path)
-    given = read_text(file, "--file") if file is not None else text or ""
+    given = read_text(file, "--file") if file is not None else given_text(text or "", "--text")
     ids = tokenizer.encode(given).tolist()
     pieces = [tokenizer.decode([number]) for number in ids]
-    size = len(given.encode("utf-8", "replace"))
+    size = len(given.encode())
     if as_json:
         emit({"ids": ids, "pieces": pieces, "tokens": len(ids), "bytes": size, "engine": tokenizer.engine})
         return

@@ -1,5 +1,6 @@
 """The error contract of the command line, and that its start-up is light."""
 
+import json
 import subprocess
 import sys
 
@@ -123,6 +124,36 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_emit_writes_strict_json(capsys):
     emit({"loss": float("nan"), "stages": [{"name": "é", "tokens": 3}], "bits": 1.5})
     assert capsys.readouterr().out == '{"loss": null, "stages": [{"name": "é", "tokens": 3}], "bits": 1.5}\n'
+
+
+def test_a_name_that_is_not_text_is_escaped_wherever_it_is_printed(tmp_path):
+    """As the shell gives it: a process of its own, whose output is bytes."""
+    code = (
+        "import sys, click, cupola.cli as cli; from cupola.cli.options import emit\n"
+        "def say(): click.echo(sys.argv[1]); emit({'path': sys.argv[1]})\n"
+        "cli.LazyGroup.get_command = lambda *_: click.Command('runs', callback=say)\n"
+        "sys.exit(cli.main(['runs']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, b"a\xff"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    plain, as_json = done.stdout.decode().splitlines()
+    assert plain == "a\\udcff"
+    assert json.loads(as_json)["path"] == "a\udcff"
+
+
+def test_an_endless_error_is_cut(failing, capsys):
+    failing(InputError(f"a.yaml:3: {'x' * 10**6}; mend it"))
+    assert main(["runs"]) == 2
+    line = capsys.readouterr().err
+    assert len(line) < 4000
+    assert line.startswith("error: a.yaml:3: xxx")
+    assert line.endswith("xxx; mend it\n")
+
+
+def test_an_empty_recipe_is_called_an_empty_path(capsys):
+    for command in ("run", "check"):
+        assert main([command, ""]) == 2
+        assert capsys.readouterr().err.startswith("error: an empty path; name a recipe (there are ")
 
 
 def test_help_loads_nothing_heavy():

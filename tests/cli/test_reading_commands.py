@@ -88,7 +88,7 @@ def test_eval_of_files_counts_each_byte_once(opened, capsys, tmp_path):
         (tmp_path / name).write_bytes(text.encode())
         paths.append(str(tmp_path / name))
     options = [option for path in paths for option in ("--text", path)]
-    assert main(["eval", "tiny", *options, *options[:2], "--json"]) == 0
+    assert main(["eval", "tiny", *options, "--json"]) == 0
     result = last_object(capsys.readouterr().out)
     assert list(result["texts"]) == paths
     assert [facts["bytes"] for facts in result["texts"].values()] == [9, 280]
@@ -120,6 +120,23 @@ def test_eval_refuses_what_is_not_text(opened, capsys, tmp_path, name, data, mes
     assert err.startswith("error: --text ")
     assert message in err
     assert err.count("\n") == 1
+    assert opened.asked == []
+
+
+def test_eval_refuses_a_file_given_twice(opened, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    for first, second in (("-", "-"), ("a.txt", "a.txt"), ("a.txt", str(tmp_path / "a.txt"))):
+        assert main(["eval", "tiny", "--text", first, "--text", second]) == 2
+        assert capsys.readouterr().err == f"error: --text {second}: is given twice; give each file once\n"
+    assert opened.asked == []
+
+
+def test_generate_refuses_what_is_not_text_and_standard_input_twice(opened, capsys):
+    assert main(["generate", "tiny", "--prompt", "a", "--prompt", "\udcff", "--json"]) == 2
+    assert capsys.readouterr().err == "error: --prompt '\\udcff': is not UTF-8 text\n"
+    assert main(["generate", "tiny", "--prompt", "-", "--prompt", "-"]) == 2
+    assert "--prompt -: is given twice" in capsys.readouterr().err
     assert opened.asked == []
 
 

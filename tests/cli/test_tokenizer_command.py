@@ -87,6 +87,9 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], trained: Path, tmp_
     assert "b: cannot be read" in refused(capsys, "encode", trained, "--file", "b")
     (tmp_path / "bad").write_bytes(b"ab\xff")
     assert "bad: is not UTF-8 text (byte 2:" in refused(capsys, "encode", trained, "--file", tmp_path / "bad")
+    assert "--text '\\udcff': is not UTF-8" in refused(capsys, "encode", trained, "--text", "\udcff")
+    assert "--file -: is given twice" in refused(capsys, "show", trained, "--file", "-", "--file", "-")
+    assert "is no token store (it has no" in refused(capsys, "store", tmp_path)
     assert "500 is no id of" in refused(capsys, "decode", trained, "1", "500")
 
 
