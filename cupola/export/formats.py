@@ -16,6 +16,7 @@ from cupola.export.mamba import MambaFormat
 from cupola.export.mamba2 import Mamba2Format
 from cupola.export.pairs import Shapes, our_shapes, their_shapes
 from cupola.recipe.checks import model_problems
+from cupola.recipe.document import dotted
 from cupola.recipe.model import Model
 
 FORMATS: tuple[Format, ...] = (*LLAMAS, GPT2(), Mamba2Format(), MambaFormat(), Granite())
@@ -71,7 +72,7 @@ def read_model(config: Config) -> tuple[Format, Model]:
     refuse_foreign(config)
     model = format_.model(config)
     for problem in model_problems(model):
-        raise InputError(f"{config.origin}: {'.'.join(problem.path)}: {problem.message}")
+        raise InputError(f"{config.origin}: {dotted(problem.path)}: {problem.message}")
     return format_, model
 
 

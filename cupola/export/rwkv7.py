@@ -31,6 +31,7 @@ from cupola.export.pairs import (
 )
 from cupola.export.tensors import open_pickles
 from cupola.recipe.checks import model_problems
+from cupola.recipe.document import dotted
 from cupola.recipe.model import RWKV7, Model
 
 FILE = "model.pth"
@@ -164,7 +165,7 @@ def read_file(path: Path, display: Display | None = None) -> Imported:
     files = open_pickles([path], str(path))
     model = read_model(files.shapes, str(path))
     for problem in model_problems(model):
-        raise InputError(f"{path}: {'.'.join(problem.path)}: {problem.message}")
+        raise InputError(f"{path}: {dotted(problem.path)}: {problem.message}")
     assert model.vocabulary is not None
     expected = their_shapes(pairs(model), our_shapes(model, model.vocabulary))
     unread = [name for name in files.shapes if UNREAD.fullmatch(name)]
