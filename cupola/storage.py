@@ -1,10 +1,10 @@
 """Files that exist whole or not at all: written aside, hashed, fsynced, then renamed.
 
 Every artefact of Cupola (cleaned text, tokenizer, store, checkpoint) is a folder with a
-`manifest.json` that holds the size and SHA-256 of each of its files. A folder becomes visible by one
-rename; whatever a kill leaves behind has a name that no reader looks for and is swept on the next write,
-but for a folder that was about to be replaced: that one is put back. Permissions are what the umask leaves,
-so that a group can share a cache.
+`manifest.json` that holds the size and SHA-256 of each of its files, and a digest of itself, since a bit that
+flips in a number or a key leaves valid JSON. A folder becomes visible by one rename; whatever a kill leaves
+behind has a name that no reader looks for and is swept on the next write, but for a folder that was about to
+be replaced: that one is put back. Permissions are what the umask leaves, so that a group can share a cache.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from typing import Any
 from cupola.errors import CupolaError
 
 MANIFEST = "manifest.json"
+SEAL = "facts_sha256"  # the key of an object's own digest
 ASIDE = ".aside-"
 OLD = "old"  # a folder that makes room for its successor
 GONE = "gone"  # a folder that is being deleted
@@ -33,6 +34,22 @@ SECONDS_OF_A_WRITE = 3600.0  # a file aside that is older than this has no write
 def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts as JSON reads them back, with their digest beside them; a seal among them is replaced."""
+    plain = unsealed(json.loads(json.dumps(facts)))
+    return {**plain, SEAL: digest(plain)}
+
+
+def unsealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The facts without their seal."""
+    return {key: fact for key, fact in value.items() if key != SEAL}
+
+
+def seal_holds(value: dict[str, Any]) -> bool:
+    """Whether an object is what was sealed; one without a seal (older than seals) is taken as it is."""
+    return SEAL not in value or value[SEAL] == digest(unsealed(value))
 
 
 def file_sha256(path: Path) -> str:
@@ -92,8 +109,8 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator[Path]:
     """Make a folder that appears whole: yields a folder aside, which becomes `target` on leaving.
 
-    On leaving, every file is hashed into `manifest.json` beside `facts`, all is fsynced, and the folder is
-    renamed; an old `target` is replaced. If the body raises, nothing of it remains.
+    On leaving, every file is hashed into `manifest.json` beside `facts`, the manifest is sealed, all is
+    fsynced, and the folder is renamed; an old `target` is replaced. If the body raises, nothing remains.
 
     Raises:
         CupolaError: the disk is full or not writable; names the folder.
@@ -154,7 +171,7 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
             "sha256": file_sha256(path),
         }
         fsync_path(path)
-    write_json(folder / MANIFEST, {**facts, "files": files})
+    write_json(folder / MANIFEST, sealed({**facts, "files": files}))
 
 
 def sweep(target: Path) -> None:
@@ -187,10 +204,10 @@ def delete_folder(target: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder.
+    """The manifest of a folder, without its seal.
 
     Raises:
-        CupolaError: there is none, or it is not a JSON object.
+        CupolaError: there is none, it is not a JSON object, or not what was written.
     """
     path = folder / MANIFEST
     try:
@@ -201,7 +218,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CupolaError(f"{path}: cannot be read ({error})") from error
     if not isinstance(manifest, dict):
         raise CupolaError(f"{path}: is damaged (it is no JSON object)")
-    return manifest
+    if not seal_holds(manifest):
+        raise CupolaError(f"{path}: is damaged (its SHA-256 is not the one written in it)")
+    return unsealed(manifest)
 
 
 def verify(folder: Path, contents: bool = True, only: Collection[str] | None = None) -> dict[str, Any]:

@@ -142,3 +142,22 @@ def test_only_the_files_asked_for_are_verified(tmp_path):
             storage.verify(tmp_path / "it", only=only)
     with pytest.raises(CupolaError, match="does not say what c holds"):
         storage.verify(tmp_path / "it", only=["c"])
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found(tmp_path):
+    facts = {"text": "é", "share": 0.1, 7: [1, (2, None)], "none": None, storage.SEAL: "another folder's"}
+    with storage.new_folder(tmp_path / "it", facts) as aside:
+        (aside / "a").write_text("a")
+    path = tmp_path / "it" / storage.MANIFEST
+    whole = path.read_bytes()
+    read = storage.verify(tmp_path / "it")
+    assert (read["text"], read["7"], storage.SEAL in read) == ("é", [1, [2, None]], False)
+    seal = whole.index(storage.SEAL.encode())
+    for place in range(len(whole)):
+        if bytes([whole[place]]).isspace() or seal <= place < seal + len(storage.SEAL):
+            continue  # layout, or the seal's own name: the facts are what was written
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(CupolaError):
+            storage.verify(tmp_path / "it")

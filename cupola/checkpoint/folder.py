@@ -1,13 +1,13 @@
 """One checkpoint is one folder: weights and optimizer as safetensors, the position as JSON, a manifest.
 
 Guarantees: a folder named `step-N` is whole (it was written aside, hashed, fsynced and renamed); it is
-loaded only after every file's SHA-256 has been compared; when the newest does not verify, the one before
-it is used, and the caller is told. Whoever needs the weights alone is not stopped by a damaged optimizer.
+loaded only after the SHA-256 of every file, and of the manifest itself, has been compared; when the newest
+does not verify, the one before it is used, and the caller is told. Whoever needs the weights alone is not
+stopped by a damaged optimizer.
 Tensors are stored under their parameters' names, so nothing in the files depends on a layout.
 Costs: a save hashes what it wrote (about 1 GB/s of one core), a load hashes what it reads.
 """
 
-import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from cupola import storage
 from cupola.checkpoint.names import DAMAGED, checkpoints, folder_name, step_of
+from cupola.checkpoint.verifying import verify
 from cupola.errors import CupolaError
 
 WEIGHTS = "weights.safetensors"
@@ -35,7 +36,7 @@ class Checkpoint:
     Attributes:
         weights: parameter name -> tensor.
         optimizer: "parameter/state" -> tensor.
-        facts: stage, step (in the stage), global_step, tokens, weights_sha256, and what the trainer keeps.
+        facts: what `verifying.Facts` names, and what the trainer keeps.
     """
 
     path: Path
@@ -62,6 +63,9 @@ def save(
     facts: dict[str, Any],
 ) -> Path:
     """Write `folder/step-N` (N is `facts["step"]`) and point `folder/latest` at it.
+
+    Args:
+        facts: those of `verifying.Facts` but weights_sha256; without them it will not load.
 
     Raises:
         CupolaError: the disk is full or not writable; what was saved before is untouched.
@@ -95,7 +99,7 @@ def load(path: Path, with_optimizer: bool = True) -> Checkpoint:
         CupolaError: names the file that is missing or damaged.
     """
     needed = (WEIGHTS, OPTIMIZER) if with_optimizer else (WEIGHTS,)
-    manifest = storage.verify(path, only=needed)
+    manifest = verify(path, only=needed)
     facts = {key: value for key, value in manifest.items() if key != "files"}
     try:
         weights, *optimizer = (load_file(path / name) for name in needed)
@@ -114,15 +118,6 @@ def load_newest(
         except CupolaError as error:
             report(f"checkpoint {path.name} is not used: {error}")
     return None
-
-
-def any_verified(folder: Path) -> bool:
-    """Whether a checkpoint of a folder verifies in full."""
-    for path in reversed(checkpoints(folder)):
-        with contextlib.suppress(CupolaError):
-            storage.verify(path)
-            return True
-    return False
 
 
 def set_aside_newer(folder: Path, good: Path | None) -> list[Path]:

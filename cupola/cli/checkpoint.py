@@ -1,5 +1,6 @@
 """`cupola checkpoint`."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,17 +38,19 @@ def verify(run: str, as_json: bool) -> None:
 
 def _report(run: str, contents: bool, as_json: bool) -> None:
     from cupola.errors import CupolaError
+    from cupola.pipeline.folder import find_run, trained_again
     from cupola.pipeline.listing import list_checkpoints
 
     rows = list_checkpoints(run, contents, ConsoleDisplay())
-    damaged = [row["error"] for row in rows if "error" in row]
+    damaged = {Path(row["path"]): row["error"] for row in rows if "error" in row}
     if as_json:
         emit({"checkpoints": rows})
     else:
         _print(rows)
     if damaged and contents:
-        others = f"; {len(damaged) - 1} more checkpoints are damaged" if damaged[1:] else ""
-        raise CupolaError(damaged[0] + others)
+        first, *rest = damaged.values()
+        others = f"; {len(rest)} more checkpoints are damaged" if rest else ""
+        raise CupolaError(first + others, trained_again(find_run(run), list(damaged)))
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

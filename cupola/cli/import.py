@@ -1,5 +1,6 @@
 """`cupola import`."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -66,4 +67,5 @@ def command(
         emit(asdict(report))
         return
     click.echo(f"{report.run}: {report.kind}, {report.parameters:,} parameters")
-    click.echo(f"next: cupola eval {report.run} --text FILE, or cupola generate {report.run} --prompt TEXT")
+    run = shlex.quote(report.run)
+    click.echo(f"next: cupola eval {run} --text FILE, or cupola generate {run} --prompt TEXT")

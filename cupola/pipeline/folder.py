@@ -7,13 +7,16 @@
     stages/NN-name/  stage.json, metrics.jsonl, evaluations.jsonl, samples.jsonl, checkpoints/
     tensorboard/     report.html
 
-One process at a time writes to it (`lock`); readers need no lock.
+One process at a time writes to it (`lock`); readers need no lock. The two records are read only as they were
+written (each carries its own SHA-256) and only with what they must hold (`records`); a damaged one is told
+with the command that mends it.
 """
 
 import contextlib
 import json
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +24,20 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cupola import storage
+from cupola.checkpoint.names import DAMAGED, checkpoints
 from cupola.errors import CupolaError, InputError
 from cupola.ledger import Ledger
 from cupola.machine import machine, versions
 from cupola.paths import runs_root
+from cupola.pipeline.records import IMPORTED, RUNNING, decisions_fault, run_fault, stage_fault
 from cupola.recipe.schema import Recipe
 
 DECIDED = "decided"  # the ledger's event
-IMPORTED = "imported"  # the key of run.json, the ledger's event and the one stage of a model from elsewhere
 
 
 class DamagedRecord(CupolaError):
-    """A `run.json` or `stage.json` that is no JSON object; the next `cupola run` mends it (`mending`)."""
+    """A `run.json` or `stage.json` that is gone, or not what was written, or lacks something; the next
+    `cupola run` mends it (`mending`)."""
 
 
 class RunFolder:
@@ -67,12 +72,16 @@ class RunFolder:
             lock.release()
 
     def _refuse_others(self, name: str) -> None:
-        """Neither somebody's files nor the run of another recipe are taken over."""
+        """Neither somebody's files nor the run of another recipe nor an imported model are taken over."""
         if not self.path.is_dir():
             return
-        begun = self.record_path.exists() or self.ledger.path.exists()
-        if not begun and any(not path.name.startswith(".") for path in self.path.iterdir()):
+        if not self.begun and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise InputError(f"{self.path}: holds files but no run; choose an empty or new folder")
+        if self.imported:
+            raise InputError(
+                f"{self.path}: holds an imported model and no recipe's stages; train in another folder"
+                " (--out), and read this one with eval, generate or export"
+            )
         with contextlib.suppress(DamagedRecord):
             there = self.facts().get("name", name)
             if there != name:
@@ -80,6 +89,41 @@ class RunFolder:
                     f"{self.path}: is the run of recipe {there}, not of {name}; choose another folder, or say"
                     f" --set name={there} to go on there and have its stages set aside where they differ"
                 )
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run here, be its record damaged or gone."""
+        return self.record_path.is_file() or self.ledger.path.is_file()
+
+    @property
+    def imported(self) -> bool:
+        """Whether it is a model from elsewhere, which `cupola run` can do nothing for."""
+        with contextlib.suppress(DamagedRecord):
+            return IMPORTED in self.facts()
+        return self._imported_by_ledger()
+
+    def _imported_by_ledger(self) -> bool:
+        return any(event.get("event") == IMPORTED for event in self.ledger.events())
+
+    def mends(self, recipe_is_whole: bool = True) -> str:
+        """What mends damage in this folder, for the end of a message.
+
+        Args:
+            recipe_is_whole: otherwise `recipe.yaml` here is what is damaged.
+        """
+        return self._mends(self.imported, recipe_is_whole)
+
+    def _mends(self, imported: bool, recipe_is_whole: bool = True) -> str:
+        cure = (
+            "importing the model again, as a new run," if imported else f"`{self.command(recipe_is_whole)}`"
+        )
+        return f"{cure} mends it"
+
+    def command(self, recipe_is_whole: bool = True) -> str:
+        """The command that does what is left of this run."""
+        recipe = self.path / "recipe.yaml"
+        known = shlex.quote(str(recipe)) if recipe_is_whole and recipe.is_file() else "RECIPE"
+        return f"cupola run {known} --out {shlex.quote(str(self.path))}"
 
     @property
     def tokenizer(self) -> Path:
@@ -94,8 +138,12 @@ class RunFolder:
         return StageFolder(self.path / "stages" / f"{number:02d}-{name}")
 
     def stages(self) -> list["StageFolder"]:
-        """The stages that have a record, in order; it may be damaged."""
-        return [stage for stage in self.stage_folders() if stage.record_path.is_file()]
+        """The stages that have a record or a checkpoint, in order; the record may be damaged or gone."""
+        return [
+            stage
+            for stage in self.stage_folders()
+            if stage.record_path.is_file() or checkpoints(stage.checkpoints)
+        ]
 
     def stage_folders(self) -> list["StageFolder"]:
         """The stages' folders, in order, but those that were set aside."""
@@ -110,11 +158,28 @@ class RunFolder:
         Raises:
             DamagedRecord: it is damaged; says how it is mended.
         """
-        return _read(self.record_path, self.path)
+        return _read(self.record_path, run_fault, self.ledger.path.is_file(), self.damaged)
+
+    def fact(self, name: str) -> Any:
+        """One fact of `run.json` that every run has that has trained.
+
+        Raises:
+            DamagedRecord: it is not there.
+        """
+        facts = self.facts()
+        if name not in facts:
+            raise self.damaged(self.record_path, f"it has no {name}")
+        return facts[name]
+
+    def damaged(self, path: Path, why: str) -> DamagedRecord:
+        """What to raise about a record of this run."""
+        # By the ledger, since whether it is imported is read from the record.
+        cure = self._mends(self._imported_by_ledger())
+        return DamagedRecord(f"{path}: is damaged ({why}), the checkpoints are not", cure)
 
     def record(self, **facts: Any) -> None:
         """Add to `run.json`."""
-        storage.write_json(self.record_path, {**self.facts(), **facts})
+        write_record(self.record_path, {**self.facts(), **facts})
 
     def record_decisions(self, decisions: dict[str, Any]) -> None:
         """Keep what `auto` means, also in the ledger, since it shapes the weights and may be measured."""
@@ -123,9 +188,10 @@ class RunFolder:
         self.record(decisions=decisions)
 
     def decided(self) -> dict[str, Any] | None:
-        """What `auto` meant last, by the ledger."""
+        """What `auto` meant last, by the ledger; None if it does not say so in full."""
         events = [event for event in self.ledger.events() if event.get("event") == DECIDED]
-        return events[-1].get("decisions") if events else None
+        decisions = events[-1].get("decisions") if events else None
+        return None if decisions_fault(decisions) else decisions
 
     def record_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe, and what made it run."""
@@ -150,22 +216,29 @@ class StageFolder:
         self.samples = path / "samples.jsonl"
 
     def facts(self) -> dict[str, Any]:
-        """What `stage.json` holds: key, status (`running` or `done`), and the results when done.
+        """What `stage.json` holds: key, status (`running` or `done`), and the results when done; empty
+        before the stage is begun.
 
         Raises:
             DamagedRecord: it is damaged; says how it is mended.
         """
-        return _read(self.record_path, self.path.parent.parent)
+        begun = bool(checkpoints(self.checkpoints))
+        return _read(self.record_path, lambda value: stage_fault(value, self.name), begun, self.run.damaged)
+
+    @property
+    def run(self) -> RunFolder:
+        """The run that it is a stage of."""
+        return RunFolder(self.path.parent.parent)
 
     def record(self, **facts: Any) -> None:
         """Add to `stage.json`."""
-        storage.write_json(self.record_path, {**self.facts(), **facts})
+        write_record(self.record_path, {**self.facts(), **facts})
 
     def begin(self, name: str, key: str) -> None:
         """Record that the stage is under way; results of an earlier end of it no longer count."""
-        facts = {"name": name, "key": key, "status": "running"}
+        facts = {"name": name, "key": key, "status": RUNNING}
         kept = {kept: value for kept, value in self.facts().items() if kept == "compiled"}
-        storage.write_json(self.record_path, {**facts, **kept})
+        write_record(self.record_path, {**facts, **kept})
 
     def set_aside(self) -> Path:
         """Rename the folder out of the way; nothing is deleted."""
@@ -181,6 +254,12 @@ class StageFolder:
             storage.sweep_all(self.checkpoints)
 
 
+def runs_in(root: Path) -> list[RunFolder]:
+    """The runs in a folder, by name."""
+    found = [RunFolder(path) for path in sorted(root.iterdir())] if root.is_dir() else []
+    return [run for run in found if run.begun]
+
+
 def find_run(path: str | Path) -> RunFolder:
     """The run that a path or a bare name (under the runs' folder) means.
 
@@ -188,25 +267,49 @@ def find_run(path: str | Path) -> RunFolder:
         InputError: there is none; names those that exist.
     """
     for candidate in (Path(path).expanduser(), runs_root() / str(path)):
-        if (candidate / "run.json").is_file():
+        if RunFolder(candidate).begun:
             return RunFolder(candidate)
-    names = sorted(p.parent.name for p in runs_root().glob("*/run.json"))
+    names = [run.path.name for run in runs_in(runs_root())]
     known = f"; {runs_root()} has {', '.join(names)}" if names else ""
     raise InputError(f"{path}: is not the folder of a run (it has no run.json){known}")
 
 
-def _read(path: Path, run: Path) -> dict[str, Any]:
+def trained_again(run: RunFolder, damaged: list[Path]) -> str:
+    """How damaged checkpoints come back, for the end of a message.
+
+    `cupola run` leaves a finished stage alone where a later one is whole, without reading all its bytes; so
+    what is damaged is set aside first, by the name that the run itself would give it.
+    """
+    if run.imported:
+        return run.mends()
+    aside = [f"mv {shlex.quote(str(path))} {shlex.quote(str(path) + DAMAGED)}" for path in damaged]
+    return f"`{' && '.join([*aside, run.command()])}` trains again what is lost"
+
+
+def write_record(path: Path, facts: dict[str, Any]) -> None:
+    """Replace a `run.json` or `stage.json`, with its own SHA-256 in it."""
+    storage.write_json(path, storage.sealed(facts))
+
+
+def _read(
+    path: Path,
+    fault: Callable[[Any], str | None],
+    expected: bool,
+    damaged: Callable[[Path, str], DamagedRecord],
+) -> dict[str, Any]:
+    """A record without its seal; empty if there is none and none is expected."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if expected:
+            raise damaged(path, "it is gone") from None
         return {}
     except OSError as error:
         raise CupolaError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise DamagedRecord(
-            f"{path}: is damaged (the checkpoints are not): `cupola run {run / 'recipe.yaml'} --out {run}`"
-            " writes it anew"
-        )
-    return value
+        raise damaged(path, "it is no JSON") from None
+    if isinstance(value, dict) and not storage.seal_holds(value):
+        raise damaged(path, "its SHA-256 is not the one written in it")
+    if wrong := fault(value):
+        raise damaged(path, wrong)
+    return storage.unsealed(value)

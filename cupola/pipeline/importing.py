@@ -24,7 +24,8 @@ from cupola.export import config, rwkv7
 from cupola.export.folder import Imported, read_folder
 from cupola.models import table
 from cupola.paths import runs_root
-from cupola.pipeline.folder import IMPORTED, RunFolder
+from cupola.pipeline.folder import RunFolder, write_record
+from cupola.pipeline.records import DONE, IMPORTED
 from cupola.recipe.schema import Recipe
 from cupola.recipe.schema import Tokenizer as TokenizerSettings
 
@@ -197,8 +198,8 @@ def _write(
     with display.task("writing the checkpoint"):
         path = checkpoint.save(stage.checkpoints, found.weights, {}, facts)
     key = storage.digest({"imported": storage.read_manifest(path)["weights_sha256"]})
-    done = {"status": "done", "checkpoint": path.name, "tokens": 0, "steps": 0, "seconds": 0.0}
-    stage.record(name=IMPORTED, key=key, **done)
+    done = {"status": DONE, "checkpoint": path.name, "tokens": 0, "steps": 0, "seconds": 0.0}
+    write_record(stage.record_path, {"name": IMPORTED, "key": key, **done})
     folder.ledger.append(IMPORTED, **imported, key=key)
     folder.ledger.append("checkpoint", stage=IMPORTED, step=0, tokens=0, path=path.name)
     folder.ledger.append("stage_done", stage=IMPORTED, **done)

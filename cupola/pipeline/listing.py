@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from cupola import storage
+from cupola.checkpoint import verifying
 from cupola.checkpoint.names import checkpoints, step_of
 from cupola.display import Display
 from cupola.errors import CupolaError
-from cupola.pipeline.folder import RunFolder, StageFolder, find_run
+from cupola.pipeline.folder import RunFolder, StageFolder, find_run, runs_in
 
 
 def list_checkpoints(run: str | Path, contents: bool, display: Display) -> list[dict[str, Any]]:
@@ -37,8 +37,8 @@ def _row(stage: StageFolder, path: Path, contents: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     error = None
     try:
-        facts = storage.read_manifest(path)
-        storage.verify(path, contents)
+        facts = verifying.read_facts(path)
+        verifying.verify(path, contents)
     except CupolaError as failure:
         error = str(failure)
     row = {
@@ -55,7 +55,7 @@ def _row(stage: StageFolder, path: Path, contents: bool) -> dict[str, Any]:
 
 def list_runs(root: Path) -> list[dict[str, Any]]:
     """The runs in a folder, with the state of each stage, and `error` where a record is damaged."""
-    return [_run_row(RunFolder(path.parent)) for path in sorted(root.glob("*/run.json"))]
+    return [_run_row(run) for run in runs_in(root)]
 
 
 def _run_row(folder: RunFolder) -> dict[str, Any]:

@@ -7,47 +7,53 @@ again by the run. Where the ledger does not have a key, nothing is guessed: the 
 
 from typing import Any
 
-from cupola import storage
 from cupola.checkpoint.names import checkpoints
 from cupola.display import Display
 from cupola.errors import CupolaError
-from cupola.pipeline.folder import DamagedRecord, RunFolder, StageFolder
+from cupola.pipeline.folder import DamagedRecord, RunFolder, StageFolder, write_record
+from cupola.pipeline.records import RUNNING, stage_fault
 
 BEGINNINGS = ("stage_begun", "stage_resumed")
 
 
-def mend_records(folder: RunFolder, display: Display) -> None:
+def mend_records(folder: RunFolder, name: str, display: Display) -> None:
     """Write anew what is damaged or gone of a run's records; the folder must be locked.
+
+    Args:
+        name: of the recipe that the run is of.
 
     Raises:
         CupolaError: a stage has checkpoints, and neither its record nor the ledger says what they are of.
     """
-    events = folder.ledger.events()
-    if not _readable(folder) and (events or folder.record_path.exists()):
+    if damage := _damage(folder):
         decisions = folder.decided()
-        _write(folder, folder, {"decisions": decisions} if decisions else {}, display)
+        facts = {"name": name, "decisions": decisions} if decisions else {"name": name}
+        _replace(folder, folder, facts, damage, display)
         if not decisions:
             display.warn("what `auto` meant in this run is not known any more; it is decided again")
     for stage in folder.stage_folders():
-        if not _readable(stage) and (stage.record_path.exists() or checkpoints(stage.checkpoints)):
-            _write(folder, stage, _stage_facts(stage, events), display)
+        if damage := _damage(stage):
+            _replace(folder, stage, _stage_facts(stage, folder.ledger.events()), damage, display)
 
 
-def _readable(folder: RunFolder | StageFolder) -> bool:
+def _damage(folder: RunFolder | StageFolder) -> str | None:
     try:
-        facts = folder.facts()
-    except DamagedRecord:
-        return False
-    return bool(facts) if isinstance(folder, RunFolder) else "key" in facts
+        folder.facts()
+    except DamagedRecord as error:
+        return error.problem
+    return None
 
 
-def _write(run: RunFolder, folder: RunFolder | StageFolder, facts: dict[str, Any], display: Display) -> None:
+def _replace(
+    run: RunFolder, folder: RunFolder | StageFolder, facts: dict[str, Any], damage: str, display: Display
+) -> None:
     path, kept = folder.record_path, ""
     if path.exists():
         path.replace(path.with_name(f"{path.name}.damaged"))
         kept = f"; the old one is kept as {path.name}.damaged"
-    storage.write_json(path, facts)
-    display.warn(f"{path}: was damaged or gone and is written anew from the ledger{kept}")
+    if facts:  # else nothing was trained yet
+        write_record(path, facts)
+    display.warn(f"{damage}; it is written anew from the ledger{kept}")
     run.ledger.append("record_mended", file=path.relative_to(run.path).as_posix())
 
 
@@ -60,14 +66,16 @@ def _stage_facts(stage: StageFolder, events: list[dict[str, Any]]) -> dict[str, 
         if event.get("event") == "stage_set_aside":
             facts = {}
         elif event.get("event") in BEGINNINGS and "key" in event:
-            facts = {"name": stage.name, "key": event["key"], "status": "running"}
+            facts = {"name": stage.name, "key": event["key"], "status": RUNNING}
             facts["compiled"] = event.get("compiled", False)
         elif event.get("event") == "stage_done" and facts:
             facts |= {key: value for key, value in event.items() if key not in ("time", "event", "stage")}
-    if not facts and checkpoints(stage.checkpoints):
+    if facts and stage_fault(facts, stage.name) is None:
+        return facts
+    if checkpoints(stage.checkpoints):
         raise CupolaError(
             f"{stage.record_path}: is damaged or gone, and the ledger does not say what it held; put it back"
             f" from a copy, or rename {stage.path} to .{stage.path.name}: that keeps its checkpoints, and the"
             " stage is trained again"
         )
-    return facts
+    return {}

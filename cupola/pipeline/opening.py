@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cupola import storage
 from cupola.checkpoint import folder as checkpoint
-from cupola.checkpoint.names import step_of
+from cupola.checkpoint.names import checkpoints, step_of
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
@@ -19,8 +19,9 @@ from cupola.models import build
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision, default_device
 from cupola.paths import cache_root
-from cupola.pipeline.folder import IMPORTED, RunFolder, StageFolder, find_run
+from cupola.pipeline.folder import RunFolder, StageFolder, find_run, trained_again
 from cupola.pipeline.prepare import heldout_texts, prepare
+from cupola.pipeline.records import DONE, IMPORTED
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
 
@@ -48,9 +49,10 @@ class OpenRun:
     def heldout_texts(self, display: Display) -> dict[str, Iterator[str]]:
         """The held-out documents of each source: those that the run held out, as long as the cache has them;
         otherwise the corpora are gathered again, and it is said if they have changed."""
-        recorded = RunFolder(self.folder).facts().get("heldout")
-        if recorded is None:
+        run = RunFolder(self.folder)
+        if run.imported:
             raise InputError(f"{self.folder}: was imported and has held nothing out; give --text FILE")
+        recorded = run.fact("heldout")
         folders = {name: cache_root() / facts["folder"] for name, facts in recorded.items()}
         try:
             for path in folders.values():
@@ -80,7 +82,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
     """
     folder, stage_folder, loaded = _find(path, stage, display)
     recipe = _recipe(folder)
-    tokenizer = Tokenizer.load(folder.tokenizer)
+    tokenizer = _tokenizer(folder)
     device = default_device()
     module = build(recipe.model, loaded.facts["vocabulary"], seed=0, device=device)
     try:
@@ -90,9 +92,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
     except (RuntimeError, KeyError):
         same_tokenizer = False
     if not same_tokenizer:
-        raise InputError(
-            f"{loaded.path}: is not of this run's recipe and tokenizer, but of what was set aside"
-        )
+        raise InputError(_foreign(folder, stage_folder, loaded))
     module.eval()
     return OpenRun(
         folder=folder.path,
@@ -103,20 +103,47 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         tokenizer=tokenizer,
         module=module,
         sequence_length=length,
-        precision=folder.facts()["decisions"]["precision"],
+        precision=folder.fact("decisions")["precision"],
         device=device,
+    )
+
+
+def _foreign(folder: RunFolder, stage: StageFolder, loaded: checkpoint.Checkpoint) -> str:
+    """Why a whole checkpoint does not go with the run's recipe and tokenizer."""
+    if stage.path.name.startswith("."):
+        return f"{loaded.path}: is not of this run's recipe and tokenizer, but of what was set aside"
+    return (
+        f"{loaded.path}: is not of the recipe and tokenizer that lie in {folder.path}; if they were changed"
+        f" or damaged there, {folder.mends(recipe_is_whole=False)}"
     )
 
 
 def _recipe(folder: RunFolder) -> Recipe:
     """The resolved recipe; that of an imported model has no stages, which `load` would refuse."""
     path = folder.path / "recipe.yaml"
-    if IMPORTED not in folder.facts():
-        return load(path)
+    cure = folder.mends(recipe_is_whole=False)
+    if not path.is_file():
+        raise CupolaError(f"{path}: is gone", cure)
+    if not folder.imported:
+        try:
+            return load(path)
+        except InputError as error:
+            raise CupolaError(str(error), cure) from error
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise CupolaError(f"{path}: cannot be read ({error}); import the model again") from error
+    except (OSError, ValueError, yaml.YAMLError, ValidationError) as error:
+        raise CupolaError(f"{path}: cannot be read ({error})", cure) from error
+
+
+def _tokenizer(folder: RunFolder) -> Tokenizer:
+    """The run's tokenizer, every byte of it verified."""
+    try:
+        if not folder.tokenizer.is_dir():
+            raise CupolaError(f"{folder.tokenizer}: is gone")
+        storage.verify(folder.tokenizer)
+        return Tokenizer.load(folder.tokenizer)
+    except CupolaError as error:
+        raise CupolaError(str(error), folder.mends()) from error
 
 
 def _row_length(folder: RunFolder, recipe: Recipe, stage: StageFolder) -> int:
@@ -142,8 +169,11 @@ def _find(
         raise InputError(f"--stage {stage}: {path} is a checkpoint of stage {stage_folder.name}")
     if not found.is_dir():
         raise InputError(f"{path}: no such checkpoint")
-    loaded = checkpoint.load(found, with_optimizer=False)
-    return RunFolder(stage_folder.path.parent.parent), stage_folder, loaded
+    run = stage_folder.run
+    try:
+        return run, stage_folder, checkpoint.load(found, with_optimizer=False)
+    except CupolaError as error:
+        raise CupolaError(str(error), trained_again(run, [found])) from error
 
 
 def _newest(
@@ -155,11 +185,14 @@ def _newest(
         if not stages:
             names = ", ".join(found.name for found in folder.stages()) or "none"
             raise InputError(f"--stage {stage}: this run has no such stage; it has {names}")
-    finished = [found for found in stages if found.facts().get("status") == "done"]
+    finished = [found for found in stages if found.facts().get("status") == DONE]
     damaged: list[str] = []
+    bad: list[Path] = []
     for candidate in reversed(finished or stages):
         found: list[str] = []
         loaded = checkpoint.load_newest(candidate.checkpoints, found.append, with_optimizer=False)
+        there = checkpoints(candidate.checkpoints)
+        bad += there[there.index(loaded.path) + 1 :] if loaded else there
         if loaded is None and finished and not found:
             found.append("its checkpoint is gone")
         damaged += [f"stage {candidate.name}: {why}" for why in found]
@@ -167,10 +200,10 @@ def _newest(
             continue
         if damaged:
             used = f"{loaded.path.name} of stage {candidate.name} is used instead"
-            display.warn(f"{'; '.join(damaged)}; {used}; `cupola run` trains again what is lost")
+            display.warn(f"{'; '.join(damaged)}; {used}; {trained_again(folder, bad)}")
         if not finished:
             display.warn(f"stage {candidate.name} is not finished; this is its checkpoint {loaded.path.name}")
         return candidate, loaded
     if damaged:
-        raise CupolaError(f"{'; '.join(damaged)}; `cupola run` trains again what is lost")
+        raise CupolaError("; ".join(damaged), trained_again(folder, bad))
     raise CupolaError(f"{folder.path}: has no checkpoint yet")

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from cupola import storage
-from cupola.checkpoint.folder import any_verified
+from cupola.checkpoint.verifying import any_verified, verify
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.pipeline.folder import RunFolder, StageFolder
 from cupola.pipeline.prepare import Prepared
+from cupola.pipeline.records import DONE
 from cupola.recipe.schema import Recipe, Stage
 
 
@@ -72,6 +73,8 @@ def plan_stages(
         action = _action(stage_folder, key, display)
         if action == "begin" and stage_folder.facts():
             _set_aside(folder, stage_folder, "its settings, data or parent changed", display)
+        elif action == "begin" and _is_lost(folder, name):
+            display.warn(f"stage {name}: {stage_folder.path} is gone; it is trained again from its beginning")
         planned.append(PlannedStage(number, name, stage, key, stage_folder, parent, action))
         parent_key, parent = key, stage_folder
     belonging = {stage.folder.path for stage in planned}
@@ -87,6 +90,15 @@ def _set_aside(folder: RunFolder, stage: StageFolder, why: str, display: Display
     folder.ledger.append("stage_set_aside", stage=stage.name, folder=aside.name, why=why)
 
 
+def _is_lost(folder: RunFolder, name: str) -> bool:
+    """Whether a stage was begun here, was not set aside by a run, and has no folder any more."""
+    known = False
+    for event in folder.ledger.events():
+        if event.get("stage") == name:
+            known = event.get("event") != "stage_set_aside"
+    return known and name not in {stage.name for stage in folder.stages()}
+
+
 def _with_sound_checkpoints(planned: list[PlannedStage], display: Display) -> list[PlannedStage]:
     """A finished stage that the run ends with, or from which the next one begins, is verified in full; if it
     is damaged, it is done again from what is left of it."""
@@ -97,7 +109,7 @@ def _with_sound_checkpoints(planned: list[PlannedStage], display: Display) -> li
         if stage.action == "unchanged" and needed:
             try:
                 with display.task(f"verifying the checkpoint of stage {stage.name}"):
-                    storage.verify(final_checkpoint(stage.folder))
+                    verify(final_checkpoint(stage.folder))
             except CupolaError as error:
                 _warn_of_damage(stage.name, error, display)
                 stage = sound[index] = replace(stage, action="resume")
@@ -125,10 +137,10 @@ def _action(folder: StageFolder, key: str, display: Display) -> Literal["unchang
     facts = folder.facts()
     if facts.get("key") != key:
         return "begin"
-    if facts.get("status") == "done":
+    if facts.get("status") == DONE:
         path = folder.checkpoints / facts["checkpoint"]
         try:
-            storage.verify(path, contents=False)
+            verify(path, contents=False)
             return "unchanged"
         except CupolaError as error:
             _warn_of_damage(folder.name, error, display)
@@ -149,6 +161,6 @@ def final_checkpoint(folder: StageFolder) -> Path:
         CupolaError: the stage is not finished, or the checkpoint is gone.
     """
     facts = folder.facts()
-    if facts.get("status") != "done":
+    if facts.get("status") != DONE:
         raise CupolaError(f"stage {folder.name}: is not finished; run it first")
     return folder.checkpoints / facts["checkpoint"]

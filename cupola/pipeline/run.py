@@ -6,6 +6,7 @@ under way is finished and saved.
 """
 
 import contextlib
+import shlex
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from cupola import storage
 from cupola.checkpoint.names import checkpoints
+from cupola.checkpoint.verifying import read_facts
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, duration, size
 from cupola.errors import CupolaError, Interrupted
@@ -98,7 +100,7 @@ def _run(
 ) -> None:
     begun = time.monotonic()
     display.say(f"run {recipe.name} in {folder.path}")
-    mend_records(folder, display)
+    mend_records(folder, recipe.name, display)
     recorded = folder.facts().get("decisions")
     if check_first and recorded is None:  # what has all been trained elsewhere needs no memory here
         require_memory(recipe)
@@ -166,7 +168,7 @@ def _stage_report(
     saved = checkpoints(stage.folder.checkpoints)
     if not ended and saved:  # not finished: where it can go on from
         with contextlib.suppress(CupolaError):  # a damaged one must not hide why the stage ended
-            manifest = storage.read_manifest(saved[-1])
+            manifest = read_facts(saved[-1])
             facts = {"tokens": manifest["tokens"], "steps": manifest["step"], "seconds": manifest["seconds"]}
     return StageReport(
         stage.name,
@@ -195,7 +197,8 @@ def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer, display: Display) -
 def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> None:
     """What the report sets beside the figures: the model's size, and the held-out text through `xz -9`."""
     heldout = prepared.heldout_facts()
-    if folder.facts().get("heldout") != heldout:
+    known = folder.facts()
+    if known.get("heldout") != heldout or "xz_bits_per_byte" not in known:
         xz = {name: xz_bits(heldout_texts(prepared.gathered[name])) for name in prepared.stores}
         folder.record(
             heldout=heldout,
@@ -237,7 +240,8 @@ def _say_what_next(folder: RunFolder, report: RunReport, seconds: float, display
         display.say(f"nothing to do: every stage of {folder.path} is done and unchanged")
     else:
         display.say(f"done in {duration(seconds)}: {folder.path / 'report.html'}")
+    run = shlex.quote(str(folder.path))
     display.say("next:")
-    display.say(f'  cupola generate {folder.path} --prompt "The people"   let it speak')
-    display.say(f"  cupola eval {folder.path} --text FILE             bits per byte of your own text")
-    display.say(f"  tensorboard --logdir {folder.tensorboard}      every curve")
+    display.say(f'  cupola generate {run} --prompt "The people"   let it speak')
+    display.say(f"  cupola eval {run} --text FILE             bits per byte of your own text")
+    display.say(f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}      every curve")

@@ -27,6 +27,7 @@ from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.observing import Observer
 from cupola.pipeline.plan import PlannedStage, final_checkpoint
 from cupola.pipeline.prepare import Prepared
+from cupola.pipeline.records import DONE
 from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Recipe, Stage
 from cupola.train.compiling import decide_compile
@@ -231,7 +232,7 @@ class StageRun:
         path = self.files.checkpoints / folder_name(progress.step)
         checkpoint.retain(self.files.checkpoints, 1, saved=path)
         facts = {
-            "status": "done",
+            "status": DONE,
             "checkpoint": path.name,
             "tokens": progress.position,
             "steps": progress.step,

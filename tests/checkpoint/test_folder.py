@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, verified before loading, the one before when the newest is bad."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from cupola import storage
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.names import step_of
+from cupola.checkpoint.verifying import any_verified
 from cupola.errors import CupolaError
 
 
@@ -24,10 +26,15 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     }
 
 
+def facts(step: int) -> dict:
+    """What a trainer states of a checkpoint."""
+    position = {"position": 8 * step, "row_length": 4}
+    known = {"stage": "pretrain", "seconds": 0.5, "vocabulary": 9, "tokenizer": "t", "data": position}
+    return {**known, "step": step, "global_step": step, "tokens": 8 * step}
+
+
 def save(folder, step):
-    return checkpoint.save(
-        folder, tensors(step), {"b.weight/step": torch.tensor(float(step))}, {"step": step}
-    )
+    return checkpoint.save(folder, tensors(step), {"b.weight/step": torch.tensor(float(step))}, facts(step))
 
 
 def test_round_trip_is_exact(tmp_path):
@@ -86,7 +93,49 @@ def test_a_broken_manifest_is_refused(tmp_path):
     with pytest.raises(CupolaError, match=storage.MANIFEST):
         checkpoint.load(path)
     assert checkpoint.load_newest(tmp_path, lambda _: None) is None
-    assert not checkpoint.any_verified(tmp_path)
+    assert not any_verified(tmp_path)
+
+
+FACTS = [
+    ("tokens", 16, 17),
+    ("weights_sha256", None, "0000"),
+    ("step", 2, 3),
+    ("data", None, {}),
+    ("seconds", 0.5, "0.5"),
+    ("global_step", 2, None),
+]
+
+
+@pytest.mark.parametrize(("key", "was", "now"), FACTS)
+def test_a_changed_fact_is_damage_and_the_checkpoint_before_is_used(tmp_path, key, was, now):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    manifest = json.loads((newer / storage.MANIFEST).read_text())
+    assert was is None or manifest[key] == was
+    (newer / storage.MANIFEST).write_text(json.dumps({**manifest, key: now}))
+    with pytest.raises(CupolaError, match=rf"{storage.MANIFEST}: is damaged"):
+        checkpoint.load(newer)
+    told: list[str] = []
+    loaded = checkpoint.load_newest(tmp_path, told.append)
+    assert loaded is not None
+    assert loaded.path == older
+    assert [newer.name in text for text in told] == [True]
+
+
+@pytest.mark.parametrize(("key", "now"), [(key, now) for key, _, now in FACTS if key != "weights_sha256"])
+def test_a_manifest_older_than_seals_is_held_against_the_folder_and_itself(tmp_path, key, now):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    manifest = storage.read_manifest(newer)
+    (newer / storage.MANIFEST).write_text(json.dumps(manifest))
+    assert checkpoint.load(newer).facts["step"] == 2
+    (newer / storage.MANIFEST).write_text(json.dumps({**manifest, key: now}))
+    loaded = checkpoint.load_newest(tmp_path, lambda _: None)
+    assert loaded is not None
+    assert loaded.path == older
+    for name in ("data", "weights_sha256", "tokens"):
+        without = {fact: value for fact, value in manifest.items() if fact != name}
+        (newer / storage.MANIFEST).write_text(json.dumps(without))
+        with pytest.raises(CupolaError, match=f"it has no {name}"):
+            checkpoint.load(newer)
 
 
 def test_retain_keeps_the_one_just_saved_and_those_before_it(tmp_path):
@@ -159,10 +208,11 @@ def test_a_kill_at_any_write_leaves_only_whole_checkpoints(tmp_path):
         import itertools, pathlib, torch
         from cupola.checkpoint import folder as checkpoint
         folder = pathlib.Path({str(tmp_path)!r})
+        facts = {facts(0)!r}
         print("ready", flush=True)
         for step in itertools.count(1):
             weights = {{f"w{{i}}": torch.full((300, 300), float(step)) for i in range(4)}}
-            path = checkpoint.save(folder, weights, {{}}, {{"step": step}})
+            path = checkpoint.save(folder, weights, {{}}, {{**facts, "step": step}})
             checkpoint.retain(folder, 2, path)
         """
     )

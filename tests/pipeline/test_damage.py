@@ -1,15 +1,18 @@
 """What a disk or a hand damaged in a run is found, said, and mended without losing what is whole."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from cupola import storage
 from cupola.checkpoint.names import checkpoints
+from cupola.cli import main
 from cupola.display import Display
 from cupola.errors import CupolaError
-from cupola.pipeline.folder import RunFolder, StageFolder
+from cupola.pipeline.folder import DamagedRecord, RunFolder, StageFolder, write_record
 from cupola.pipeline.listing import list_checkpoints, list_runs
 from cupola.pipeline.opening import open_run
 from cupola.pipeline.run import RunReport, run
@@ -142,7 +145,7 @@ def test_reading_falls_back_within_the_stage_first(tiny_recipe, done):
     heard = Heard()
     opened = open_run(done, heard)
     assert (opened.stage, opened.checkpoint) == ("midtrain", older)
-    assert any(str(path) in text and older.name in text for text in heard.warnings)
+    assert any(str(path.parent) in text and older.name in text for text in heard.warnings)
 
 
 def test_reading_an_earlier_stage_instead_names_both_and_the_file(done):
@@ -231,3 +234,174 @@ def test_a_damaged_tokenizer_of_the_run_is_written_again(tiny_recipe, done):
     tear(done / "tokenizer" / "tokenizer.json")
     assert go_on(tiny_recipe, done).error is None
     assert open_run(done, Display()).stage == "midtrain"
+
+
+def changed(path: Path, **values) -> Path:
+    """Change a JSON object as a stray bit or a hand would: its seal no longer holds."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return path
+
+
+def unsealed(path: Path, without: str = "", **values) -> Path:
+    """A record as one would be that is older than seals."""
+    facts = {**storage.unsealed(json.loads(path.read_text())), **values}
+    path.write_text(json.dumps({key: value for key, value in facts.items() if key != without}))
+    return path
+
+
+def pasted(message: str, tiny_recipe: Path) -> None:
+    """Do what a message says between its backquotes, as a shell would."""
+    for command in message.split("`")[1].split("&&"):
+        words = shlex.split(command)
+        if words[0] == "mv":
+            Path(words[1]).rename(words[2])
+            continue
+        assert (words[0], words[1], words[3]) == ("cupola", "run", "--out")
+        recipe = load(tiny_recipe, SMALL) if words[2] == "RECIPE" else load(words[2])
+        assert run(recipe, Path(words[4]), None, Display(), check_first=False).error is None
+
+
+def test_a_changed_manifest_is_damage_and_is_trained_again(tiny_recipe, done):
+    before = weights_of(done)
+    manifest = newest(done, 2) / "manifest.json"
+    changed(manifest, tokens=json.loads(manifest.read_text())["tokens"] + 64)
+    assert [row["verified"] for row in list_checkpoints(done, True, Display())] == [True, False]
+    heard = Heard()
+    report = go_on(tiny_recipe, done, heard)
+    assert [stage.status for stage in report.stages] == ["unchanged", "done"]
+    assert any(str(manifest) in text for text in heard.warnings)
+    assert weights_of(done) == before
+
+
+def test_no_stage_is_trained_twice_over_by_a_manifest_that_says_less(tiny_recipe, done):
+    before, steps = weights_of(done), stage(done, 2).facts()["steps"]
+    unsealed(newest(done, 2) / "manifest.json", tokens=64)
+    record = stage(done, 2).record_path
+    facts = stage(done, 2).facts()
+    write_record(record, {key: facts[key] for key in ("name", "key", "compiled")} | {"status": "running"})
+    assert go_on(tiny_recipe, done).error is None
+    assert steps_of(stage(done, 2).metrics) == list(range(1, steps + 1))
+    assert weights_of(done) == before
+
+
+DAMAGES = [
+    ("stages/02-midtrain/stage.json", {"without": "checkpoint"}),
+    ("stages/02-midtrain/stage.json", {"checkpoint": None}),
+    ("stages/02-midtrain/stage.json", {"heldout_bits_per_byte": "x"}),
+    ("stages/02-midtrain/stage.json", {"name": "mjdtrain"}),
+    ("stages/02-midtrain/stage.json", {"status": "dond"}),
+    ("run.json", {"without": "decisions"}),
+    ("run.json", {"decisions": None}),
+    ("run.json", {"decisions": {"precision": "fp32"}}),
+    ("run.json", {"check": [3]}),
+    ("run.json", {"without": "name"}),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_json_that_is_no_record_is_said_and_mended(tiny_recipe, done, name, damage):
+    facts = [RunFolder(done).facts(), *(stage(done, number).facts() for number in (1, 2))]
+    path = unsealed(done / name, **damage)
+    [row] = list_runs(done.parent)
+    assert str(path) in row["error"]
+    with pytest.raises(CupolaError) as refused:
+        open_run(done, Display())
+    assert str(path) in str(refused.value)
+    pasted(str(refused.value), tiny_recipe)
+    assert path.with_name(f"{path.name}.damaged").exists()
+    after = [RunFolder(done).facts(), *(stage(done, number).facts() for number in (1, 2))]
+    for record in (facts[0], after[0]):
+        record["decisions"].pop("peak_flops")  # measured again
+    assert [after[0][key] for key in facts[0] if key != "machine"] == [
+        facts[0][key] for key in facts[0] if key != "machine"
+    ]
+    assert after[1:] == facts[1:]
+
+
+@pytest.mark.parametrize("name", ["run.json", "stages/02-midtrain/stage.json"])
+def test_a_flipped_bit_in_a_value_of_a_record_is_found(tiny_recipe, done, name):
+    """Taken for true, another key would have the stage set aside and trained anew."""
+    path = done / name
+    value = {"run.json": {"vocabulary": 513}}.get(name, {"key": "0" * 64})
+    changed(path, **value)
+    with pytest.raises(DamagedRecord):
+        (RunFolder(done) if name == "run.json" else stage(done, 2)).facts()
+    report = go_on(tiny_recipe, done)
+    assert [stage.status for stage in report.stages] == ["unchanged", "unchanged"]
+
+
+def test_records_older_than_seals_are_read(tiny_recipe, done):
+    for path in (done / "run.json", stage(done, 1).record_path, stage(done, 2).record_path):
+        unsealed(path)
+    for number in (1, 2):
+        unsealed(newest(done, number) / "manifest.json")
+    heard = Heard()
+    report = go_on(tiny_recipe, done, heard)
+    assert [stage.status for stage in report.stages] == ["unchanged", "unchanged"]
+    assert heard.warnings == []
+
+
+def test_a_damaged_earlier_stage_comes_back_by_what_the_message_says(tiny_recipe, done, capsys):
+    """`cupola run` alone leaves it: the later stage is whole."""
+    before = weights_of(done)
+    path = flip(newest(done, 1) / "weights.safetensors")
+    assert go_on(tiny_recipe, done).stages[0].status == "unchanged"
+    with pytest.raises(CupolaError, match="pretrain") as refused:
+        open_run(done, Display(), "pretrain")
+    assert main(["checkpoint", "verify", str(done)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    for message in (str(refused.value), said):
+        assert f"mv {path.parent} {path.parent}.damaged" in message
+    pasted(said, tiny_recipe)
+    assert main(["checkpoint", "verify", str(done)]) == 0
+    assert weights_of(done) == before
+    assert open_run(done, Display(), "pretrain").stage == "pretrain"
+
+
+def other_width(path: Path) -> None:
+    path.write_text(path.read_text().replace("width: 32", "width: 36"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("tokenizer", shutil.rmtree),
+        ("tokenizer/tokenizer.json", flip),
+        ("recipe.yaml", Path.unlink),
+        ("recipe.yaml", tear),
+        ("recipe.yaml", other_width),
+        ("run.json", Path.unlink),
+        ("stages/02-midtrain/stage.json", Path.unlink),
+    ],
+)
+def test_every_damage_is_told_with_the_command_that_mends_it(tiny_recipe, done, name, damage):
+    spaced = done.rename(done.with_name("with 'a' space"))
+    damage(spaced / name)
+    with pytest.raises(CupolaError) as refused:
+        open_run(spaced, Display())
+    pasted(str(refused.value), tiny_recipe)
+    assert open_run(spaced, Display()).stage == "midtrain"
+
+
+def test_a_run_whose_record_is_gone_is_listed(done):
+    (done / "run.json").unlink()
+    [row] = list_runs(done.parent)
+    assert str(done / "run.json") in row["error"]
+
+
+def test_a_stage_folder_that_is_gone_is_said_and_trained_again(tiny_recipe, done):
+    before = weights_of(done)
+    path = stage(done, 1).path
+    shutil.rmtree(path)
+    heard = Heard()
+    report = go_on(tiny_recipe, done, heard)
+    assert [stage.status for stage in report.stages] == ["done", "unchanged"]
+    assert [str(path) in text and "is gone" in text for text in heard.warnings] == [True]
+    assert weights_of(done) == before
+
+
+def test_next_commands_can_be_pasted(tiny_recipe, done):
+    heard = Heard()
+    go_on(tiny_recipe, done.rename(done.with_name("with space")), heard)
+    [line] = [text for text in heard.said if "cupola eval" in text]
+    assert shlex.split(line)[2] == str(done.with_name("with space"))

@@ -206,3 +206,30 @@ def test_a_trained_run_speaks_the_same_elsewhere_and_back(tiny_recipe, tmp_path,
     assert back.sequence_length == run.sequence_length
     assert back.facts["weights_sha256"] == run.facts["weights_sha256"]
     assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("record", ["whole", "torn", "gone"])
+def test_no_recipe_is_run_in_an_imported_model(run, tiny_recipe, capsys, record):
+    if record == "gone":
+        (run / "run.json").unlink()
+    elif record == "torn":
+        (run / "run.json").write_text("{")
+    before = sorted(path for path in run.rglob("*") if path.name != ".lock")
+    assert main(["run", str(tiny_recipe), "--out", str(run), "--set", "name=mine"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{run}: holds an imported model" in error
+    assert "--out" in error
+    assert sorted(path for path in run.rglob("*") if path.name != ".lock") == before
+
+
+def test_damage_in_an_imported_model_is_not_promised_to_be_trained_again(run, capsys):
+    [path] = run.glob("stages/*/checkpoints/step-*/weights.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for command in (["checkpoint", "verify", str(run)], ["generate", str(run), "--prompt", "a"]):
+        assert main(command) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert str(path) in error
+        assert "importing the model again" in error
+        assert "cupola run" not in error
