@@ -1,7 +1,7 @@
 """`cupola corpus`: gather a recipe's text, see what the cache holds, read documents, verify."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -158,7 +158,7 @@ def _report(contents: bool, as_json: bool) -> list[str]:
         rows = [
             {"kind": item.kind, "name": item.name, "path": str(item.path), "error": item.error}
             | (
-                {"documents": item.facts["documents"], "bytes": item.facts["bytes"]}
+                {key: item.facts.get(key) for key in ("documents", "bytes")}  # null where it is damaged
                 if item.kind == "text"
                 else {}
             )
@@ -168,9 +168,13 @@ def _report(contents: bool, as_json: bool) -> list[str]:
     elif not found:
         click.echo("the cache holds no text yet")
     for item in [] if as_json else found:
-        sizes = item.facts.get("bytes") or {
-            name: file["bytes"] for name, file in item.facts.get("files", {}).items()
-        }
         state = "DAMAGED" if item.error else "whole"
-        click.echo(f"{item.kind:<8} {state:<8} {size(sum(sizes.values())):>8}  {item.name}  {item.path}")
+        held_bytes = "-" if item.error else size(_bytes(item.facts))
+        click.echo(f"{item.kind:<8} {state:<8} {held_bytes:>8}  {item.name}  {item.path}")
     return [item.error for item in found if item.error]
+
+
+def _bytes(facts: dict[str, Any]) -> int:
+    """Bytes of text, or of the files where that is not stated."""
+    sizes = facts.get("bytes") or {name: file["bytes"] for name, file in facts["files"].items()}
+    return sum(sizes.values())

@@ -41,7 +41,8 @@ def held(contents: bool) -> Iterator[Held]:
                 verify(path, contents)
             except CupolaError as problem:
                 error = str(problem)
-            name = facts.get("source") or f"{facts.get('client')} {facts.get('name')} {facts.get('version')}"
+            package = " ".join(str(facts[key]) for key in ("client", "name", "version") if key in facts)
+            name = facts.get("source") or package or path.name  # of a torn manifest only the folder's is left
             yield Held(path, kind, name, facts, error)
 
 

@@ -102,6 +102,24 @@ def test_list_and_verify(recipe: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "train.parquet: is damaged" in output.err
 
 
+@pytest.mark.parametrize("verb", ["list", "verify"])
+def test_a_torn_manifest_is_one_damaged_row_among_the_others(
+    recipe: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn, whole = (Path(row["path"]) for row in run_json("gather", str(recipe))["sources"])
+    manifest = torn / "manifest.json"
+    manifest.write_text(manifest.read_text()[:40])
+    capsys.readouterr()
+    assert main(["corpus", verb, "--json"]) == (1 if verb == "verify" else 0)
+    rows = {row["path"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["folders"]}
+    assert str(manifest) in rows[str(torn)]["error"]
+    assert (rows[str(torn)]["name"], rows[str(torn)]["documents"]) == (torn.name, None)
+    assert rows[str(whole)]["error"] is None
+    assert sum(rows[str(whole)]["documents"].values()) == 4
+    main(["corpus", verb])
+    assert f"DAMAGED         -  {torn.name}  {torn}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
