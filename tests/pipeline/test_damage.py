@@ -358,6 +358,18 @@ def test_a_damaged_earlier_stage_comes_back_by_what_the_message_says(tiny_recipe
     assert open_run(done, Display(), "pretrain").stage == "pretrain"
 
 
+def test_a_damaged_checkpoint_that_was_set_aside_is_not_promised_to_come_back(done):
+    path = flip(newest(done, 2) / "weights.safetensors")
+    with pytest.raises(CupolaError, match="trains again"):
+        open_run(path.parent, Display())
+    whole = stage(done, 2)
+    aside = whole.set_aside() / path.relative_to(whole.path)
+    with pytest.raises(CupolaError) as refused:
+        open_run(aside.parent, Display())
+    assert str(aside) in str(refused.value)
+    assert "cupola run" not in str(refused.value)
+
+
 def other_width(path: Path) -> None:
     path.write_text(path.read_text().replace("width: 32", "width: 36"))
 
