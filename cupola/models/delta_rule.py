@@ -18,8 +18,8 @@ parallel; relative to the middle no factor exceeds exp(0.61 CHUNK / 2), since lo
 -exp(-1/2).
 
 The backward pass is the same recurrence in reverse. It keeps the inputs, U, M and the inverse, and makes
-the rest again: 3.5 numbers for each token and channel beside the inputs. Products are fp32 also where inputs are
-bf16: of a layer's time under bf16 the recurrence is a quarter, and keys that are nearly parallel leave
+the rest again: 3.5 numbers for each token and channel beside the inputs. Products are fp32 also where inputs
+are bf16: of a layer's time under bf16 the recurrence is a quarter, and keys that are nearly parallel leave
 differences that bf16 would not hold. Measured error of bf16 inputs, output and gradients: below 1%.
 
 Chunks are processed in groups whose temporaries stay in the cache. CPU milliseconds, forward and backward

@@ -46,7 +46,7 @@ class Output(NamedTuple):
     """What a forward pass gives."""
 
     hidden: Tensor
-    """(batch, length, width) after the last norm, ready for the head: the parameters' dtype, or autocast's."""
+    """(batch, length, width) after the last norm, for the head: the parameters' dtype, or autocast's."""
     balance: Tensor | None
     """To be added to a sum of losses: see `layer.Carried`."""
     loads: tuple[Tensor, ...]

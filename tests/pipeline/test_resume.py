@@ -125,11 +125,14 @@ def test_the_biases_that_even_experts_loads_are_resumed(tiny_recipe, tmp_path):
     assert all(json.loads(row)["load_imbalance"] >= 1 for row in rows)
 
 
+NO_ATTENTION = "heads: null, key_value_heads: null, qk_norm: null"
+
+
 @pytest.mark.parametrize(
     "model",
     [
-        "{family: mamba2, mamba2: {head_width: 16, state: 8}, heads: null, key_value_heads: null, qk_norm: null}",
-        "{family: rwkv7, rwkv7: {head_width: 16}, heads: null, key_value_heads: null, qk_norm: null}",
+        f"{{family: mamba2, mamba2: {{head_width: 16, state: 8}}, {NO_ATTENTION}}}",
+        f"{{family: rwkv7, rwkv7: {{head_width: 16}}, {NO_ATTENTION}}}",
         "{family: hybrid, pattern: [mamba2, sliding_attention], window: 8, mamba2: {head_width: 16, state: 8}}",
         "{experts: {count: 4, active: 2, width: 16}}",
     ],

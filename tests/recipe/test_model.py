@@ -1,4 +1,3 @@
-
 """The `model:` block: patterns, families, and what each family asks of its settings."""
 
 from pathlib import Path
