@@ -133,7 +133,7 @@ NO_ATTENTION = "heads: null, key_value_heads: null, qk_norm: null"
     [
         f"{{family: mamba2, mamba2: {{head_width: 16, state: 8}}, {NO_ATTENTION}}}",
         f"{{family: rwkv7, rwkv7: {{head_width: 16}}, {NO_ATTENTION}}}",
-        "{family: hybrid, pattern: [mamba2, sliding_attention], window: 8, mamba2: {head_width: 16, state: 8}}",
+        "{family: hybrid, pattern: [mamba2, sliding_attention], window: 8, mamba2: {head_width: 16}}",
         "{experts: {count: 4, active: 2, width: 16}}",
     ],
     ids=["mamba2", "rwkv7", "hybrid", "mixture"],
