@@ -156,3 +156,9 @@ def test_files_and_functions_are_small(path):
 def test_modules_say_what_they_are_for(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
     assert path.stem not in ("utils", "util", "helpers", "misc", "common")
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by name: the second would end the whole collection."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
