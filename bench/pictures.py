@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from cupola.display import count
 from cupola.report.plots import SERIES, figure_svg
 
 
@@ -18,7 +20,8 @@ def draw_curves(rows: list[dict[str, Any]], path: str) -> None:
         _lines(axes, [{**row, "mib": row["step_bytes"] / 2**20} for row in rows], "mib")
 
     panels = [("training: tokens per second", speed), ("training: MiB of a step", memory)]
-    Path(path).write_text(figure_svg(panels, standalone=True, x_label="tokens of a row"), encoding="utf-8")
+    svg = figure_svg(panels, standalone=True, x_label="tokens of a row", height=4.6)
+    Path(path).write_text(svg, encoding="utf-8")
 
 
 def _lines(axes: Axes, rows: list[dict[str, Any]], column: str) -> None:
@@ -28,4 +31,9 @@ def _lines(axes: Axes, rows: list[dict[str, Any]], column: str) -> None:
         axes.plot(lengths, values, marker="o", markersize=3, label=name, color=SERIES[number])
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_xticks(sorted({row["length"] for row in rows}))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+        axis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.legend()

@@ -138,6 +138,7 @@ def figure_svg(
     standalone: bool,
     x_label: str,
     title_pad: float = 6,
+    height: float = HEIGHT,
 ) -> str:
     """Panels one above the other over one horizontal axis, in the report's style.
 
@@ -145,9 +146,10 @@ def figure_svg(
         panels: (title, what draws it) of each.
         standalone: as `loss_plot_svg`.
         title_pad: points above the first panel, for what is written there.
+        height: inches of all panels together.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": panels[0][0]}):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (title, draw) in zip(axes, panels, strict=True):
             axis.set_title(title, pad=title_pad if axis is axes[0] else 6)
