@@ -6,6 +6,7 @@ classes do.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,7 +40,7 @@ class Config:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path.parent}: has no {FILE}, so it is no Hugging Face model") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: cannot be read ({error})") from None
         if not isinstance(fields, dict):
             raise InputError(f"{path}: is no JSON object")
@@ -67,12 +68,19 @@ class Config:
             raise InputError(f"{self.origin}: {names[0]} is missing")
         return default
 
-    def number(self, name: str, default: float) -> float:
-        """A number above 0."""
+    def number(self, name: str, default: float, zero: bool = False) -> float:
+        """A finite number above 0, or from 0 on."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            self.refuse(name, value, "is not a number above 0")
+        right = isinstance(value, int | float) and not isinstance(value, bool)
+        if not right or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
+            self.refuse(name, value, f"is not a number {'from 0 on' if zero else 'above 0'}, and finite")
         return float(value)
+
+    def head_width(self, width: int, heads: int, usual: int | None = None) -> int:
+        """`head_dim`, or what an architecture takes where that is absent: by default width / heads."""
+        if usual is None and heads > width and self.get("head_dim") is None:
+            self.refuse("num_attention_heads", heads, f"is more than the width, {width}")
+        return self.integer("head_dim", default=usual or width // heads)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""

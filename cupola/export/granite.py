@@ -10,6 +10,7 @@ from typing import Any
 from cupola.export.config import Config
 from cupola.export.format import common, differences, mixers, shown
 from cupola.export.mamba2 import head_width, mixer_pairs, refuse_limits
+from cupola.export.mixtures import balance_fields, read_balance
 from cupola.export.pairs import Pair, joined, renamed
 from cupola.export.rotary import read_rope, rope_fields
 from cupola.models import table
@@ -77,6 +78,8 @@ class Granite:
     def configuration(self, model: Model, vocabulary: int) -> dict[str, Any]:
         """See `Format`."""
         sizes, settings, experts = model.sizes(), model.mamba2, model.experts
+        if "mamba2" not in model.mixers():  # readers check these sizes even where no layer has them
+            settings = Mamba2(head_width=Mamba2().expansion * model.width)
         names = {"mamba2": "mamba", "attention": "attention"}  # which older readers know too
         heads = sizes.heads or 1
         fields = common(model, vocabulary, self.model_type, "GraniteMoeHybridForCausalLM") | {
@@ -88,7 +91,7 @@ class Granite:
             "hidden_act": "silu",
             "rms_norm_eps": model.norm_epsilon,
             "attention_bias": model.attention_bias,
-            "attention_multiplier": model.attention_multiplier or (model.width // heads) ** -0.5,
+            "attention_multiplier": model.attention_multiplier or (sizes.head_width or model.width) ** -0.5,
             "position_embedding_type": "rope" if model.positions == "rope" else "nope",
             **{name: getattr(model, name) for name in MULTIPLIERS},
             "mamba_n_heads": settings.heads(model.width),
@@ -106,8 +109,7 @@ class Granite:
             "shared_intermediate_size": experts.shared if experts else sizes.feedforward,
         }
         if experts:
-            weight = experts.balance_weight if experts.balance == "auxiliary" else 0.0
-            fields["router_aux_loss_coef"] = weight / experts.active
+            fields |= balance_fields(experts)
         if model.positions == "rope":
             fields |= rope_fields(model.rope)
         if model.max_positions is not None:
@@ -117,20 +119,12 @@ class Granite:
     def model(self, config: Config) -> Model:
         """See `Format`."""
         layers, width = config.integer("num_hidden_layers"), config.integer("hidden_size")
-        heads = config.integer("num_attention_heads")
         pattern = config.list_of("layer_types", LAYERS, layers) or ["mamba2"] * layers
         config.choice("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"})
         config.only("mamba_conv_bias", True)
         config.none("mamba_proj_bias")
         config.training_only("attention_dropout")
         refuse_limits(config)
-        kinds = {"rope": "rope", "nope": "none", "none": "none"}
-        context = config.integer("max_position_embeddings", default=INITIAL_POSITIONS)
-        rotary: dict[str, Any] = {"positions": config.choice("position_embedding_type", "none", kinds)}
-        if rotary["positions"] == "rope":
-            rotary["rope"] = read_rope(config, 10000.0, context)
-        bias = config.flag("attention_bias", False)
-        scale = config.number("attention_multiplier", 1.0)
         experts = self._experts(config)
         shared = config.integer("shared_intermediate_size", default=1024)
         return Model(
@@ -138,26 +132,38 @@ class Granite:
             layers=layers,
             width=width,
             pattern=tuple(pattern),
-            heads=heads if "attention" in pattern else None,
-            key_value_heads=config.integer("num_key_value_heads", default=heads)
-            if "attention" in pattern
-            else None,
-            head_width=config.integer("head_dim", default=width // heads) if "attention" in pattern else None,
+            **(self._read_attention(config, width) if "attention" in pattern else {}),
             feedforward=shared if experts is None else None,
             experts=experts,
-            mamba2=self._mamba2(config, width),
+            mamba2=self._mamba2(config, width) if "mamba2" in pattern else Mamba2(),
             norm_epsilon=config.number("rms_norm_eps", 1e-6),
-            attention_bias=bias,
-            output_bias=bias,
-            **rotary,
-            max_positions=context,
-            attention_multiplier=None if scale == (width // heads) ** -0.5 else scale,
             embedding_multiplier=config.number("embedding_multiplier", 1.0),
             residual_multiplier=config.number("residual_multiplier", 1.0),
             logits_scaling=config.number("logits_scaling", 1.0),
             tied=config.flag("tie_word_embeddings", False),
             vocabulary=config.integer("vocab_size", least=2),
         )
+
+    def _read_attention(self, config: Config, width: int) -> dict[str, Any]:
+        """The settings that only attention has."""
+        heads = config.integer("num_attention_heads")
+        head, bias = config.head_width(width, heads), config.flag("attention_bias", False)
+        scale = config.number("attention_multiplier", 1.0)
+        context = config.integer("max_position_embeddings", default=INITIAL_POSITIONS)
+        kinds = {"rope": "rope", "nope": "none", "none": "none"}
+        found: dict[str, Any] = {
+            "heads": heads,
+            "key_value_heads": config.integer("num_key_value_heads", default=heads),
+            "head_width": head,
+            "attention_bias": bias,
+            "output_bias": bias,
+            "attention_multiplier": None if scale == head**-0.5 else scale,
+            "max_positions": context,
+            "positions": config.choice("position_embedding_type", "none", kinds),
+        }
+        if found["positions"] == "rope":
+            found["rope"] = read_rope(config, 10000.0, context)
+        return found
 
     def _mamba2(self, config: Config, width: int) -> Mamba2:
         expansion, heads = config.integer("mamba_expand", default=2), config.integer("mamba_n_heads")
@@ -173,14 +179,15 @@ class Granite:
         count = config.integer("num_local_experts", default=8, least=0)
         if not count:
             return None
+        if count == 1:
+            config.refuse("num_local_experts", count, "is not computed by Cupola (0, or from 2 on, is)")
         active = config.integer("num_experts_per_tok", default=2)
-        weight = config.number("router_aux_loss_coef", 0.001)
         return Experts(
             count=count,
             active=active,
             width=config.integer("intermediate_size"),
             shared=config.integer("shared_intermediate_size", default=1024),
-            balance_weight=weight * active,
+            **read_balance(config, active),
         )
 
     def pairs(self, model: Model) -> Iterator[Pair]:

@@ -15,6 +15,18 @@ from cupola.models import table
 from cupola.recipe.model import Experts, Model
 
 
+def balance_fields(experts: Experts) -> dict[str, float]:
+    """The weight of the balance loss as a file states it."""
+    weight = experts.balance_weight if experts.balance == "auxiliary" else 0.0
+    return {"router_aux_loss_coef": weight / experts.active}
+
+
+def read_balance(config: Config, active: int) -> dict[str, Any]:
+    """The settings of `Experts` that a file's weight says; 0 means that nothing evens the loads."""
+    weight = config.number("router_aux_loss_coef", 0.001, zero=True)
+    return {"balance": "auxiliary", "balance_weight": weight * active} if weight else {"balance": "none"}
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Names and settings of one of them."""
@@ -57,12 +69,11 @@ class Mixture:
         """The fields of `config.json`."""
         experts = model.experts
         assert experts is not None
-        weight = experts.balance_weight if experts.balance == "auxiliary" else 0.0
         found: dict[str, Any] = {
             self.count[0]: experts.count,
             "num_experts_per_tok": experts.active,
             self.width: experts.width,
-            "router_aux_loss_coef": weight / experts.active,
+            **balance_fields(experts),
         }
         if self.dense_layers:
             found |= {"decoder_sparse_step": 1, "mlp_only_layers": list(range(experts.first_dense))}
@@ -76,17 +87,13 @@ class Mixture:
         count = config.integer(*self.count, default=self.defaults[0], least=2)
         if active > count:
             config.refuse("num_experts_per_tok", active, f"is more than there are, {count}")
-        weight = config.get("router_aux_loss_coef", 0.001)
-        if not isinstance(weight, int | float) or weight < 0:
-            config.refuse("router_aux_loss_coef", weight, "is no number from 0 up")
         return Experts(
             count=count,
             active=active,
             width=config.integer(self.width),
             first_dense=self._first_dense(config, layers),
             normalise=self.always_normalised or config.flag("norm_topk_prob", False),
-            balance="auxiliary" if weight else "none",
-            balance_weight=float(weight) * active,
+            **read_balance(config, active),
         )
 
     def _first_dense(self, config: Config, layers: int) -> int:
@@ -94,7 +101,8 @@ class Mixture:
             return 0
         config.only("decoder_sparse_step", 1)
         dense = config.get("mlp_only_layers", [])
-        if not isinstance(dense, list) or sorted(dense) != list(range(len(dense))) or len(dense) >= layers:
+        numbers = isinstance(dense, list) and all(type(layer) is int for layer in dense)
+        if not numbers or sorted(dense) != list(range(len(dense))) or len(dense) >= layers:
             config.refuse("mlp_only_layers", dense, "is not computed by Cupola (the first layers are)")
         return len(dense)
 

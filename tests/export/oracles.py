@@ -58,6 +58,12 @@ EXPORTED = TRANSFORMERS | {
     "granite-attention": LLAMA.model_copy(
         update={"family": "hybrid", "pattern": ("attention",), "residual_multiplier": 0.4}
     ),
+    "granite-attention-80": GRANITE.model_copy(  # no multiple of Mamba-2's usual head
+        update={"width": 80, "pattern": ("attention",), "mamba2": Mamba2(), "attention_multiplier": None}
+    ),
+    "granite-unbalanced": GRANITE.model_copy(
+        update={"experts": MOE.model_copy(update={"shared": 16, "balance": "none"}), "feedforward": None}
+    ),
     "mamba": MAMBA,
     "mamba-untied": MAMBA.model_copy(update={"tied": False, "norm_epsilon": 1e-4}),
     "gpt2-untied": GPT2.model_copy(update={"tied": False}),
@@ -70,11 +76,15 @@ EXPORTED = TRANSFORMERS | {
         update={"qk_norm": True, "experts": MOE.model_copy(update={"first_dense": 1, "normalise": False})}
     ),
     "qwen3_moe-normalised": LLAMA.model_copy(
-        update={"qk_norm": True, "experts": MOE, "attention_bias": True, "output_bias": True}
+        update={
+            "qk_norm": True,
+            "experts": MOE,
+            "feedforward": None,
+            "attention_bias": True,
+            "output_bias": True,
+        }
     ),
-    "mixtral": LLAMA.model_copy(
-        update={"experts": MOE, "feedforward": MOE.width, "rope": Rope(rope_theta=777.0)}
-    ),
+    "mixtral": LLAMA.model_copy(update={"experts": MOE, "feedforward": None, "rope": Rope(rope_theta=777.0)}),
 }
 
 

@@ -68,6 +68,13 @@ def rope(kind, **fields):
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window: null leaves"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step: 2 is not computed by Cupola (1 is)"),
         ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers: [1] is not computed"),
+        ("qwen3_moe", {"mlp_only_layers": ["a", 1]}, 'mlp_only_layers: ["a", 1] is not computed'),
+        ("qwen3_moe", {"router_aux_loss_coef": float("nan")}, "router_aux_loss_coef: NaN is not a number"),
+        ("granite-moe", {"num_local_experts": 1}, "num_local_experts: 1 is not computed"),
+        ("granite-moe", {"router_aux_loss_coef": -1}, "router_aux_loss_coef: -1 is not a number from 0 on"),
+        ("llama", {"head_dim": ..., "num_attention_heads": 128}, "num_attention_heads: 128 is more than"),
+        ("llama", {"rms_norm_eps": 10**400}, "is not a number above 0, and finite"),
+        ("llama", rope("linear", rope_theta=float("inf")), "rope_theta: Infinity is not a number above 0"),
         ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok: 9 is more than there are, 5"),
         ("gpt2", {"activation_function": "relu"}, 'activation_function: "relu" is not computed'),
         (

@@ -198,6 +198,26 @@ def test_shapes_are_known_without_weights():
     assert shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+def test_settings_without_effect_are_not_read():
+    """A hybrid's file states attention's settings even where no layer has it."""
+    model = EXPORTED["granite"]
+    fields = of_model(model).configuration(model, VOCABULARY) | {"layer_types": ["mamba"] * 4}
+    _, found = read_model(Config(fields))
+    unset = dict.fromkeys(("heads", "key_value_heads", "attention_multiplier", "max_positions"))
+    unset |= {"pattern": ("mamba2",) * 4, "positions": "rope", "vocabulary": VOCABULARY}
+    assert found == model.model_copy(update=unset)
+
+
+@pytest.mark.parametrize("heads", [{}, {"head_dim": 32}])
+def test_the_usual_scale_is_that_of_the_heads_in_force(heads):
+    """A scale of 1/4 is the usual one of heads 16 wide, and none of heads 32 wide."""
+    fields = of_model(EXPORTED["granite"]).configuration(EXPORTED["granite"], VOCABULARY)
+    fields |= {"hidden_size": 64, "mamba_n_heads": 8, "attention_multiplier": 0.25, **heads}
+    _, model = read_model(Config(fields))
+    assert model.head_width == heads.get("head_dim", 16)
+    assert model.attention_multiplier == (0.25 if heads else None)
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "named"),
     [
