@@ -23,7 +23,8 @@ Loads are evened in one of two ways:
   it (sigmoid scores are divided by their sum for this, as in DeepSeek-V3). It is 1 where loads are even,
   whatever the number of active experts. The stack gives `balance_weight` times its mean over the layers,
   times the microbatch's tokens: a sum over tokens, so that divided by a batch's tokens it is the mean over
-  microbatches, and the metric `balance` is `balance_weight` where loads are even. f is a microbatch's own,
+  microbatches, and the metric `balance` is `balance_weight` where loads are even and every token is a
+  target (targets that are left out of the loss make the share of this one larger). f is a microbatch's own,
   so that, unlike the loss of the tokens, this one depends on how a batch is cut: loads are evened within
   each microbatch. Hugging Face's `load_balancing_loss_func` lets the f_i sum to `active`, so its coefficient
   is ours divided by `active`; and it takes f and P over the tokens of all layers together, where an expert

@@ -117,7 +117,7 @@ def grouped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     """
     dtype = compute_dtype(rows)
     rows, weight = rows.to(dtype), weight.to(dtype)
-    if _GROUPED_MM is None:
+    if _GROUPED_MM is None or dtype == torch.float64:  # torch's has no fp64
         return looped_linear(rows, weight, groups)
     return _GroupedLinear.apply(rows, weight, groups.ends)
 

@@ -54,7 +54,11 @@ def ssd_scan(
     skip: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`ssd.scan` by mamba-ssm's kernel; it takes documents as a number for each token."""
-    numbers = None if segments.numbers is None else segments.numbers.to(torch.int32)
+    numbers = None
+    if segments.columns is not None:  # counted from 0, to which the entering state belongs
+        begins = segments.columns == 0
+        begins[:, 0] = False
+        numbers = begins.cumsum(1).to(torch.int32)
     y, last = kernel(
         x,
         dt,

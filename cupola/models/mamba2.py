@@ -120,5 +120,5 @@ class Mamba2(nn.Module):
             return ssd.step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], entering, self.d)[:, None]
         y, last = ssd.scan(x, dt, a, b, c, plan.segments, entering, self.d)
         if state is not None:
-            state.states = last
+            state.states = last.detach()
         return y

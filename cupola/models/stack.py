@@ -63,6 +63,8 @@ class Cache:
     def __init__(self, states: dict[str, list[State | None]], columns: int, first: Tensor | None) -> None:
         self.states, self.columns, self.first = states, columns, first
         self.position = 0
+        self.padding = 0 if first is None else int(first.max())
+        """Columns of padding that the most padded row begins with."""
 
     def advance(self, columns: int) -> None:
         """So many more columns are filled."""
@@ -208,6 +210,11 @@ class LanguageModel(nn.Module):
             raise ValueError("a cache holds one document a row: `documents` can't be given with it")
         if cache.position + length > cache.columns:
             raise ValueError(f"the cache has {cache.columns} columns, {cache.position + length} are needed")
+        if 0 < cache.position <= cache.padding:
+            raise ValueError(
+                f"a row begins at column {cache.padding}, beyond the {cache.position} columns that the first"
+                " piece held: let the first piece reach the first token of every row"
+            )
         if cache.position == 0 and cache.first is not None:
             columns = torch.arange(length, device=tokens.device)
             documents = (columns >= cache.first[:, None]).to(torch.int32)

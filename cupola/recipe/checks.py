@@ -82,6 +82,7 @@ def model_problems(model: Model) -> Iterator[Problem]:
         yield from _attention(model, mixers)
     else:
         yield from _without_effect(model, sorted(ATTENTION_ONLY), "attention")
+    yield from _feedforward(model)
     for kind in sorted({"mamba", "mamba2", "rwkv7"} - mixers):
         yield from _without_effect(model, [kind], f"a block of {kind}")
     if "mamba2" in mixers:
@@ -94,6 +95,15 @@ def model_problems(model: Model) -> Iterator[Problem]:
         yield from _experts(model, model.experts)
 
 
+def _feedforward(model: Model) -> Iterator[Problem]:
+    kinds = set(model.feedforwards())
+    # Published configurations of mixtures state a width for dense layers that they don't have.
+    if model.experts is None and not kinds & {"gated", "plain", "channel_mix"}:
+        yield from _without_effect(model, ["feedforward"], "a dense feed-forward layer")
+    if not kinds & {"gated", "plain", "experts"}:
+        yield from _without_effect(model, ["activation", "feedforward_bias"], "a feed-forward layer")
+
+
 def _without_effect(model: Model, keys: list[str], needed: str) -> Iterator[Problem]:
     for key in keys:
         if getattr(model, key) != type(model).model_fields[key].default:
@@ -104,7 +114,7 @@ def _indivisible(path: tuple[str, ...], whole: str, size: int, part: int, name: 
     below = size // part * part
     near = f"{below} or {below + part}" if below else str(part)
     return Problem(
-        path, f"{whole} {size} is not divisible by {name} {part}; take a {whole} of {near}, or another {name}"
+        path, f"{whole} {size} is not divisible by {name} {part}; take one of {near}, or another {name}"
     )
 
 
@@ -182,10 +192,14 @@ def _experts(model: Model, experts: Experts) -> Iterator[Problem]:
         yield Problem(("model", "activation"), "experts are gated: take swiglu, or remove experts")
     if model.feedforward_bias:
         yield Problem(("model", "feedforward_bias"), "experts have no biases; remove it, or remove experts")
-    if experts.first_dense >= model.layers:
-        yield Problem((*path, "first_dense"), f"leaves none of {model.layers} layers to experts; lower it")
     if not set(model.mixers()) - {model.family, "rwkv7"}:
         yield Problem(path, f"family {model.family} has no feed-forward layer that they could replace")
+    elif "experts" not in model.feedforwards():
+        yield Problem((*path, "first_dense"), f"leaves none of {model.layers} layers to experts; lower it")
+    if experts.balance != "auxiliary" and experts.balance_weight != 0.01:
+        yield Problem((*path, "balance_weight"), "has no effect without balance auxiliary; remove it")
+    if experts.balance != "bias" and experts.bias_rate != 0.001:
+        yield Problem((*path, "bias_rate"), "has no effect without balance bias; remove it")
 
 
 def _learned(model: Model) -> Iterator[Problem]:

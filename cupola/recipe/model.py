@@ -145,6 +145,7 @@ FAMILIES = {
 """The blocks that a family may be made of; the first is what it is made of unless a pattern says else."""
 
 
+MOST_REPEATS = 10_000
 ATTENTION_ONLY = {
     "heads",
     "key_value_heads",
@@ -156,6 +157,7 @@ ATTENTION_ONLY = {
     "positions",
     "rope",
     "attention_multiplier",
+    "max_positions",
 }
 """Settings that mean nothing without attention."""
 
@@ -176,7 +178,7 @@ def _pattern(value: Any) -> tuple[str, ...]:
 def _repeated(item: str) -> tuple[str, int]:
     """`mamba2 * 3`, also with the sign of multiplication -> ("mamba2", 3)."""
     name, sign, times = item.replace("\u00d7", "*").partition("*")
-    if sign and not (times.strip().isdecimal() and int(times) > 0):
+    if sign and not (times.strip().isdecimal() and 0 < int(times) <= MOST_REPEATS):
         raise ValueError(f"{item.strip()!r} repeats no whole number of times, such as {name.strip()} * 3")
     return name.strip(), int(times) if sign else 1
 
@@ -219,8 +221,8 @@ class Model(Strict):
     window: int | None = Field(default=None, ge=1)
     """sliding_attention sees so many tokens, its own included."""
     feedforward: int | None = Field(default=None, ge=1)
-    """Hidden width of the feed-forward layer; by default 8/3 width (swiglu) or 4 width (gelu, rwkv7), rounded
-    up to a multiple of 64."""
+    """Hidden width of the feed-forward layer; by default 8/3 width (swiglu) or 4 width (gelu, and family
+    rwkv7), rounded up to a multiple of 64."""
     activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
     """swiglu (Shazeer 2020) has a gate; gelu (exact or tanh form) does not."""
     experts: Experts | None = None
@@ -287,6 +289,19 @@ class Model(Strict):
         """The kind of each block's mixer, from the embedding to the head."""
         pattern = self.pattern or FAMILIES[self.family][:1]
         return tuple(pattern[layer % len(pattern)] for layer in range(self.layers))
+
+    def feedforwards(self) -> tuple[str | None, ...]:
+        """The kind of each block's feed-forward layer: gated, plain, experts, channel_mix, or None."""
+        return tuple(self._feedforward(mixer, layer) for layer, mixer in enumerate(self.mixers()))
+
+    def _feedforward(self, mixer: str, layer: int) -> str | None:
+        if mixer == "rwkv7":
+            return "channel_mix"
+        if mixer == self.family:  # a Mamba block does the work of both
+            return None
+        if self.experts is not None and layer >= self.experts.first_dense:
+            return "experts"
+        return "gated" if self.activation == "swiglu" else "plain"
 
     def sizes(self) -> Sizes:
         """The optional sizes with their defaults filled in; of attention, 0 where there is no head."""

@@ -18,9 +18,11 @@ def fake_ssd(
     x, dt, A, B, C, chunk_size, D=None, initial_states=None, seq_idx=None, return_final_states=False
 ):
     """mamba_ssm's: x (batch, seqlen, nheads, headdim), states (batch, nheads, headdim, dstate), seq_idx
-    (batch, seqlen) int32; the initial state belongs to the first sequence of the row."""
+    (batch, seqlen) int32; the initial state belongs to sequence 0."""
     assert return_final_states
-    assert seq_idx is None or seq_idx.dtype == torch.int32
+    if seq_idx is not None:
+        assert seq_idx.dtype == torch.int32
+        assert not seq_idx[:, 0].any()
     B, C = (t.repeat_interleave(x.shape[2] // t.shape[2], dim=2) for t in (B, C))
     state = torch.zeros(*x.shape[:1], *x.shape[2:], B.shape[3]) if initial_states is None else initial_states
     out = []

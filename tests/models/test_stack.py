@@ -114,6 +114,15 @@ def test_rows_padded_on_the_left_and_selected_equal_rows_alone(name):
         torch.testing.assert_close(one[0], alone[1][2:4], rtol=1e-5, atol=1e-5)
 
 
+def test_a_cache_refuses_a_first_piece_that_a_row_begins_beyond():
+    module = build(LLAMA, VOCABULARY, 0)
+    tokens = torch.zeros(2, 5, dtype=torch.int64)
+    cache = module.cache(10, first=torch.tensor([0, 5]))
+    module.hidden(tokens, cache=cache)
+    with pytest.raises(ValueError, match="begins at column 5"):
+        module.hidden(tokens, cache=cache)
+
+
 def test_a_cache_refuses_documents_and_overflow():
     module = build(LLAMA, VOCABULARY, 0)
     tokens = torch.zeros(1, 5, dtype=torch.int64)

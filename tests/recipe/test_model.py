@@ -47,6 +47,7 @@ def test_patterns(pattern, expected):
         (["mambo"], "'mambo' is no block; there are attention, sliding_attention, mamba, mamba2, rwkv7"),
         (["mamba2 * x"], "'mamba2 * x' repeats no whole number of times, such as mamba2 * 3"),
         (["mamba2 * 0"], "repeats no whole number of times"),
+        (["mamba2 * 1000000000000"], "repeats no whole number of times"),
         ([], "a list of blocks is expected, such as [mamba2 * 3, attention]"),
         (3, "a list of blocks is expected"),
     ],
@@ -124,6 +125,28 @@ def test_no_patterns(pattern, line):
         (
             "{layers: 2, width: 64, heads: 4, positions: none, rope: {factor: 2}}",
             "model.rope: has no effect with positions none; remove it",
+        ),
+        (
+            "{family: mamba2, layers: 2, width: 64, feedforward: 99}",
+            "model.feedforward: has no effect without a dense feed-forward layer in the model; remove it",
+        ),
+        (
+            "{family: rwkv7, layers: 2, width: 64, activation: gelu}",
+            "model.activation: has no effect without a feed-forward layer in the model; remove it",
+        ),
+        (
+            "{family: mamba2, layers: 2, width: 64, max_positions: 99}",
+            "model.max_positions: has no effect without attention",
+        ),
+        (
+            "{layers: 2, width: 64, heads: 4,"
+            " experts: {count: 4, active: 2, width: 8, balance: bias, balance_weight: 0.5}}",
+            "model.experts.balance_weight: has no effect without balance auxiliary",
+        ),
+        (
+            HYBRID
+            + ", pattern: [attention, rwkv7], experts: {count: 4, active: 2, width: 8, first_dense: 3}}",
+            "model.experts.first_dense: leaves none of 4 layers to experts; lower it",
         ),
     ],
 )

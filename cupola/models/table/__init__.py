@@ -55,17 +55,7 @@ class Block:
 
 def blocks(model: Model) -> list[Block]:
     """The stack, from the embedding to the head: the recipe's pattern, repeated."""
-    return [Block(mixer, _feedforward(model, mixer, layer)) for layer, mixer in enumerate(model.mixers())]
-
-
-def _feedforward(model: Model, mixer: str, layer: int) -> str | None:
-    if mixer == "rwkv7":
-        return "channel_mix"
-    if mixer == model.family:  # a Mamba block does the work of both
-        return None
-    if model.experts is not None and layer >= model.experts.first_dense:
-        return "experts"
-    return "gated" if model.activation == "swiglu" else "plain"
+    return [Block(*kinds) for kinds in zip(model.mixers(), model.feedforwards(), strict=True)]
 
 
 def parameters(model: Model, vocabulary: int) -> list[Parameter]:
