@@ -7,15 +7,22 @@ classes do.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NoReturn
 
+from pydantic import ValidationError
+
 from cupola.errors import InputError
+from cupola.recipe.document import dotted
 
 FILE = "config.json"
 MOST = 2**24
 """No size of a model is above it; what is, is damaged."""
+MOST_LAYERS, MOST_EXPERTS = 2**12, 2**14
+"""Nor their numbers above these: a name is made for each before a file is held against them."""
 
 
 class Config:
@@ -55,14 +62,18 @@ class Config:
         value = self.fields.get(name)
         return default if value is None else value
 
-    def integer(self, *names: str, default: int | None = None, least: int = 1) -> int:
+    def layers(self, *names: str) -> int:
+        """The number of layers; see `integer`."""
+        return self.integer(*names, most=MOST_LAYERS)
+
+    def integer(self, *names: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
         """A whole number under the first of the names that is there; required where there is no default."""
         for name in names:
             value = self.get(name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-                self.refuse(name, value, f"is not a whole number from {least} to {MOST}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                self.refuse(name, value, f"is not a whole number from {least} to {most}")
             return value
         if default is None:
             raise InputError(f"{self.origin}: {names[0]} is missing")
@@ -129,6 +140,24 @@ class Config:
             if not isinstance(kind, str) or kind not in kinds:
                 self.refuse(name, kind, f"is no layer that Cupola computes ({', '.join(kinds)})")
         return [kinds[kind] for kind in value]
+
+
+@contextmanager
+def refused_settings(origin: str) -> Iterator[None]:
+    """What `cupola.recipe.model` does not take of a file's settings becomes one line that names them.
+
+    Raises:
+        InputError: the body made settings out of their bounds.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        found = [
+            f"{error.title.lower()}.{dotted(one['loc'])}: {shorten(repr(one['input']), 60)}:"
+            f" {one['msg'][:1].lower()}{one['msg'][1:]}"
+            for one in error.errors(include_url=False)
+        ]
+        raise InputError(f"{origin}: {'; '.join(found)}; nothing was imported") from None
 
 
 UNKNOWN_CODE = ("auto_map", "quantization_config")

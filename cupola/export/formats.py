@@ -7,7 +7,7 @@ import re
 
 from cupola.errors import InputError
 from cupola.export import mamba_ssm
-from cupola.export.config import Config, refuse_foreign
+from cupola.export.config import Config, refuse_foreign, refused_settings
 from cupola.export.format import Format
 from cupola.export.gpt2 import GPT2
 from cupola.export.granite import Granite
@@ -70,7 +70,8 @@ def read_model(config: Config) -> tuple[Format, Model]:
         config = mamba_ssm.translated(config)
     format_ = of_config(config)
     refuse_foreign(config)
-    model = format_.model(config)
+    with refused_settings(config.origin):
+        model = format_.model(config)
     for problem in model_problems(model):
         raise InputError(f"{config.origin}: {dotted(problem.path)}: {problem.message}")
     return format_, model

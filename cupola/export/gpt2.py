@@ -83,7 +83,7 @@ class GPT2:
         config.training_only("resid_pdrop", "embd_pdrop", "attn_pdrop")
         activation = config.choice("activation_function", "gelu_new", ACTIVATIONS)
         return Model(
-            layers=config.integer("n_layer", "num_hidden_layers"),
+            layers=config.layers("n_layer", "num_hidden_layers"),
             width=width,
             heads=config.integer("n_head", "num_attention_heads"),
             feedforward=config.integer("n_inner", default=4 * width),

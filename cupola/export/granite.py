@@ -118,7 +118,7 @@ class Granite:
 
     def model(self, config: Config) -> Model:
         """See `Format`."""
-        layers, width = config.integer("num_hidden_layers"), config.integer("hidden_size")
+        layers, width = config.layers("num_hidden_layers"), config.integer("hidden_size")
         pattern = config.list_of("layer_types", LAYERS, layers) or ["mamba2"] * layers
         config.choice("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"})
         config.only("mamba_conv_bias", True)

@@ -137,7 +137,7 @@ class Llama:
 
     def model(self, config: Config) -> Model:
         """See `Format`."""
-        layers, heads = config.integer("num_hidden_layers"), config.integer("num_attention_heads")
+        layers, heads = config.layers("num_hidden_layers"), config.integer("num_attention_heads")
         width = config.integer("hidden_size")
         config.choice("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"})
         if self.biases != "stated":

@@ -54,7 +54,7 @@ class MambaFormat:
         rank = None if config.get("time_step_rank", "auto") == "auto" else config.integer("time_step_rank")
         return Model(
             family="mamba",
-            layers=config.integer("num_hidden_layers"),
+            layers=config.layers("num_hidden_layers"),
             width=config.integer("hidden_size"),
             mamba=Mamba(
                 state=config.integer("state_size", default=16),

@@ -119,7 +119,7 @@ class Mamba2Format:
         refuse_limits(config)
         return Model(
             family="mamba2",
-            layers=config.integer("num_hidden_layers"),
+            layers=config.layers("num_hidden_layers"),
             width=width,
             mamba2=Mamba2(
                 state=config.integer("state_size", default=128),

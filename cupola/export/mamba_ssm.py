@@ -34,7 +34,7 @@ def translated(config: Config) -> Config:
     fields: dict[str, Any] = {
         "model_type": kind,
         "hidden_size": width,
-        "num_hidden_layers": config.integer("n_layer"),
+        "num_hidden_layers": config.layers("n_layer"),
         "vocab_size": -(-config.integer("vocab_size") // multiple) * multiple,
         "tie_word_embeddings": config.flag("tie_embeddings", True),
     }

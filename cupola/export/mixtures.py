@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cupola.export.config import Config
+from cupola.export.config import MOST_EXPERTS, Config
 from cupola.export.format import shown
 from cupola.export.pairs import Pair, renamed, stacked
 from cupola.models import table
@@ -84,7 +84,7 @@ class Mixture:
     def read(self, config: Config, layers: int) -> Experts:
         """The settings of a file."""
         active = config.integer("num_experts_per_tok", default=self.defaults[1])
-        count = config.integer(*self.count, default=self.defaults[0], least=2)
+        count = config.integer(*self.count, default=self.defaults[0], least=2, most=MOST_EXPERTS)
         if active > count:
             config.refuse("num_experts_per_tok", active, f"is more than there are, {count}")
         return Experts(

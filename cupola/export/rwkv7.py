@@ -16,6 +16,7 @@ from cupola import storage
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
+from cupola.export.config import refused_settings
 from cupola.export.folder import DTYPES, Dtype, Imported
 from cupola.export.format import differences, mixers
 from cupola.export.pairs import (
@@ -130,29 +131,32 @@ def read_model(shapes: Shapes, origin: str) -> Model:
                     f"{origin}: holds {version}, not RWKV-7 (it has {name}): {why}; nothing was imported"
                 )
         raise InputError(f"{origin}: holds no RWKV-7 (it has no blocks.0.att.r_k); nothing was imported")
-    numbers = [int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))]
-    layers = max(numbers) + 1
+    numbers = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
+    layers = len(numbers)
+    if (last := max(numbers)) >= layers:  # before a name is made for each that is missing
+        gap = min(set(range(layers)) - numbers)
+        raise InputError(f"{origin}: has tensors of block {last} and none of block {gap}; nothing was loaded")
 
     def size(name: str, axis: int) -> int:
         if len(shapes.get(name, ())) <= axis or shapes[name][axis] < 1:
             raise InputError(f"{origin}: 1 tensor is missing or of another shape: {name}; nothing was loaded")
         return shapes[name][axis]
 
-    width = size("emb.weight", 1)
-    return Model(
-        family="rwkv7",
-        layers=layers,
-        width=width,
-        feedforward=size("blocks.0.ffn.key.weight", 0),
-        rwkv7=RWKV7(
-            head_width=size("blocks.0.att.r_k", 1),
-            decay_rank=size("blocks.0.att.w1", 1),
-            rate_rank=size("blocks.0.att.a1", 1),
-            value_rank=size("blocks.1.att.v1", 1) if layers > 1 else None,
-            gate_rank=size("blocks.0.att.g1", 1),
-        ),
-        vocabulary=size("emb.weight", 0),
-    )
+    with refused_settings(origin):
+        return Model(
+            family="rwkv7",
+            layers=layers,
+            width=size("emb.weight", 1),
+            feedforward=size("blocks.0.ffn.key.weight", 0),
+            rwkv7=RWKV7(
+                head_width=size("blocks.0.att.r_k", 1),
+                decay_rank=size("blocks.0.att.w1", 1),
+                rate_rank=size("blocks.0.att.a1", 1),
+                value_rank=size("blocks.1.att.v1", 1) if layers > 1 else None,
+                gate_rank=size("blocks.0.att.g1", 1),
+            ),
+            vocabulary=size("emb.weight", 0),
+        )
 
 
 def read_file(path: Path, display: Display | None = None) -> Imported:

@@ -75,6 +75,13 @@ def rope(kind, **fields):
         ("llama", {"head_dim": ..., "num_attention_heads": 128}, "num_attention_heads: 128 is more than"),
         ("llama", {"rms_norm_eps": 10**400}, "is not a number above 0, and finite"),
         ("llama", rope("linear", rope_theta=float("inf")), "rope_theta: Infinity is not a number above 0"),
+        ("llama", rope("linear", factor=0.5), "rope.factor: 0.5: input should be greater than or equal to 1"),
+        (
+            "llama",
+            {"num_hidden_layers": 2**24},
+            "num_hidden_layers: 16777216 is not a whole number from 1 to",
+        ),
+        ("mixtral", {"num_local_experts": 2**24}, "num_local_experts: 16777216 is not a whole number from"),
         ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok: 9 is more than there are, 5"),
         ("gpt2", {"activation_function": "relu"}, 'activation_function: "relu" is not computed'),
         (

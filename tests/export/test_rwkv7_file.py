@@ -133,6 +133,13 @@ def test_another_version_is_refused_by_its_name(version, tmp_path):
         (lambda t: t.pop("blocks.1.att.k_a"), "1 tensor is missing: blocks.1.att.k_a; nothing was loaded"),
         (lambda t: t.pop("blocks.0.att.r_k"), "blocks.0.att.r_k"),
         (lambda t: t.pop("blocks.0.att.w1"), "blocks.0.att.w1"),
+        (lambda t: t.update({"blocks.0.att.r_k": torch.ones(64, 1)}), "rwkv7.head_width: 1: input should be"),
+        (lambda t: t.update({"emb.weight": torch.ones(1, 64)}), "model.vocabulary: 1: input should be"),
+        (lambda t: t.update({"blocks.4000.x": torch.ones(2)}), "of block 4000 and none of block 3; nothing"),
+        (
+            lambda t: t.update({f"blocks.{'9' * 5000}.x": torch.ones(2)}),
+            "1 tensor is not expected: blocks.99",
+        ),
         (lambda t: t.update(strange=torch.ones(2)), "1 tensor is not expected: strange"),
         (lambda t: t.update({"ln_out.bias": torch.ones(9)}), "ln_out.bias is 9, not 64"),
         (lambda t: t.update({"blocks.0.ffn.s_emb.weight": torch.ones(9)}), "RWKV-7a (DeepEmbed)"),
