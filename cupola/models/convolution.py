@@ -10,6 +10,7 @@ products, block by block so that these stay in the cache. Kept for the backward 
 backward take 2.7 us a token (`conv1d` and autograd: 14).
 """
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cupola.models.layer import Inputs
 from cupola.models.segments import Segments
 
 BLOCK = 512
@@ -137,6 +139,32 @@ def _weight_gradient(rows: Tensor, g: Tensor, weight: Tensor, reach: Edges) -> t
     return sums.flip(0).t().to(weight.dtype), g.sum(dim=0, dtype=dtype).to(weight.dtype)
 
 
+class Prepared(NamedTuple):
+    """What all layers with a convolution share in a forward pass."""
+
+    segments: Segments
+    reach: Edges | None
+    """None: the rows continue others, whose history is remembered."""
+
+
+class Convolving:
+    """The protocol's part that layers with a convolution share."""
+
+    taps: int
+
+    @property
+    def plan_key(self) -> Hashable:
+        """Whatever else they do, convolutions of as many taps share a plan."""
+        return ("convolution", self.taps)
+
+    def plan(self, inputs: Inputs) -> Prepared:
+        """Where documents begin, and which taps reach beyond them."""
+        segments = Segments(inputs.documents)
+        if inputs.start > 0:
+            return Prepared(segments, None)
+        return Prepared(segments, edges(segments, inputs.batch, inputs.length, self.taps, inputs.device))
+
+
 class Convolution(nn.Module):
     """`convolve` with its weights, and its decoding."""
 
@@ -145,8 +173,9 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, taps))
         self.bias = nn.Parameter(torch.empty(channels))
 
-    def forward(self, x: Tensor, reach: Edges) -> Tensor:
-        """Whole rows, each from its beginning."""
+    def forward(self, x: Tensor, reach: Edges | None) -> Tensor:
+        """Whole rows, each from its beginning; `reach` is their plan's."""
+        assert reach is not None
         return convolve(x, self.weight, self.bias, reach)
 
     def continued(self, x: Tensor, history: Tensor) -> Tensor:

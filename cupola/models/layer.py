@@ -39,11 +39,17 @@ class Carried(NamedTuple):
     the stack gathers them."""
 
 
-class State(Protocol):
-    """What a layer remembers while decoding; `Attention`'s is its keys and values."""
+class State:
+    """What a layer remembers while decoding; `Attention`'s is its keys and values. Attributes that are
+    tensors, or lists of tensors, hold one row of the batch in each row."""
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order. rows: int64."""
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Tensor):
+                setattr(self, name, value[rows])
+            elif isinstance(value, list):
+                setattr(self, name, [tensor[rows] for tensor in value])
 
 
 class Layer(Protocol):

@@ -5,30 +5,18 @@ products, so a layer trains several times slower than Mamba-2's. While decoding,
 inputs and (channels x states) numbers, however long the document.
 """
 
-from collections.abc import Hashable
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cupola.models.convolution import Convolution, Edges, edges, history
-from cupola.models.layer import Carried, Inputs
+from cupola.models.convolution import Convolution, Convolving, Prepared, history
+from cupola.models.layer import Carried, State
 from cupola.models.layers import Linear
-from cupola.models.segments import Segments
 from cupola.models.selective_scan import scan
 from cupola.recipe.model import Model
 
 
-class Prepared(NamedTuple):
-    """What all layers of a forward pass share."""
-
-    segments: Segments
-    reach: Edges
-    start: int
-
-
-class MambaState:
+class MambaState(State):
     """What a layer remembers of a batch: the inputs that its taps still reach, (batch, taps - 1, channels),
     and its state, (batch, channels, states) fp32."""
 
@@ -36,13 +24,8 @@ class MambaState:
         self.history: Tensor | None = None
         self.state: Tensor | None = None
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        if self.history is not None and self.state is not None:
-            self.history, self.state = self.history[rows], self.state[rows]
 
-
-class Mamba(nn.Module):
+class Mamba(Convolving, nn.Module):
     """See the module's docstring; `models.table.mamba` declares the parameters."""
 
     def __init__(self, model: Model, layer: int) -> None:
@@ -60,13 +43,6 @@ class Mamba(nn.Module):
         self.c = Linear(inner, settings.state, bias=False)
         self.dt = Linear(rank, inner, bias=True)
         self.output = Linear(inner, width, bias=False)
-        self.plan_key: Hashable = ("mamba", self.taps)
-
-    def plan(self, inputs: Inputs) -> Prepared:
-        """Where documents begin, and which taps reach beyond them."""
-        segments = Segments(inputs.documents)
-        reach = edges(segments, inputs.batch, inputs.length, self.taps, inputs.device)
-        return Prepared(segments, reach, inputs.start)
 
     def state(self, columns: int) -> MambaState:
         """An empty state; it does not grow."""

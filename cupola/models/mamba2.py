@@ -8,30 +8,19 @@ The matrices' products run in the compute dtype, and so do the scan's; dt, decay
 norm are fp32.
 """
 
-from collections.abc import Hashable
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cupola.models import ssd
-from cupola.models.convolution import Convolution, Edges, edges, history
+from cupola.models.convolution import Convolution, Convolving, Prepared, history
 from cupola.models.gated_norm import GatedNorm
-from cupola.models.layer import Carried, Inputs
+from cupola.models.layer import Carried, State
 from cupola.models.layers import Linear
-from cupola.models.segments import Segments
 from cupola.recipe.model import Model
 
 
-class Prepared(NamedTuple):
-    """What all layers of a forward pass share."""
-
-    segments: Segments
-    reach: Edges
-
-
-class Mamba2State:
+class Mamba2State(State):
     """What a layer remembers of a batch: the inputs of its three convolutions that their taps still reach,
     (batch, taps - 1, channels) each, and its states, (batch, heads, head_width, state_width) fp32."""
 
@@ -39,14 +28,8 @@ class Mamba2State:
         self.histories: list[Tensor] | None = None
         self.states: Tensor | None = None
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        if self.histories is not None and self.states is not None:
-            self.histories = [h[rows] for h in self.histories]
-            self.states = self.states[rows]
 
-
-class Mamba2(nn.Module):
+class Mamba2(Convolving, nn.Module):
     """See the module's docstring; `models.table.mamba2` declares the parameters."""
 
     def __init__(self, model: Model, layer: int) -> None:
@@ -72,13 +55,6 @@ class Mamba2(nn.Module):
         self.d = nn.Parameter(torch.empty(heads))
         self.norm = GatedNorm(inner, settings.groups, model.norm_epsilon)
         self.output = Linear(inner, width, bias=False)
-        self.plan_key: Hashable = ("mamba2", self.taps)
-
-    def plan(self, inputs: Inputs) -> Prepared:
-        """Where documents begin, and which taps reach beyond them."""
-        segments = Segments(inputs.documents)
-        reach = edges(segments, inputs.batch, inputs.length, self.taps, inputs.device)
-        return Prepared(segments, reach)
 
     def state(self, columns: int) -> Mamba2State:
         """An empty state; it does not grow."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cupola.models import delta_rule
-from cupola.models.layer import Carried, Inputs
+from cupola.models.layer import Carried, Inputs, State
 from cupola.models.layers import Linear
 from cupola.models.segments import Segments
 from cupola.models.table.rwkv7 import SHIFTS, is_first
@@ -30,7 +30,7 @@ FASTEST_DECAY = -math.exp(-0.5)
 """The lowest log decay: that of a channel whose decay map is saturated."""
 
 
-class TimeMixState:
+class TimeMixState(State):
     """What time mix remembers of a batch: its last inputs, (batch, 1, width), and its matrices, (batch,
     heads, head_width, head_width) fp32, values by keys."""
 
@@ -38,22 +38,12 @@ class TimeMixState:
         self.last: Tensor | None = None
         self.matrices: Tensor | None = None
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        if self.last is not None and self.matrices is not None:
-            self.last, self.matrices = self.last[rows], self.matrices[rows]
 
-
-class ChannelMixState:
+class ChannelMixState(State):
     """What channel mix remembers of a batch: its last inputs, (batch, 1, width)."""
 
     def __init__(self) -> None:
         self.last: Tensor | None = None
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        if self.last is not None:
-            self.last = self.last[rows]
 
 
 class Shifting:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from cupola.models import attention
-from cupola.models.layer import Carried, Inputs
+from cupola.models.layer import Carried, Inputs, State
 from cupola.models.layers import Linear, RMSNorm
 from cupola.models.rope import Rotation, rotate, rotation
 from cupola.recipe.model import Model
 
 
-class KeyValues:
+class KeyValues(State):
     """The keys and values that a layer has seen: (batch, key_value_heads, columns, head_width) each.
 
     Memory for all columns is taken at the first write, in the shape (a shard's heads) and dtype
@@ -45,13 +45,8 @@ class KeyValues:
         self.values[:, :, start:end] = value.transpose(1, 2)
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
 
-
-class RecentKeyValues:
+class RecentKeyValues(State):
     """`KeyValues` of a sliding window: only the last window - 1 columns are kept, so that memory does not
     grow; a token then costs a copy of them."""
 
@@ -69,11 +64,6 @@ class RecentKeyValues:
         first = keys.shape[2] - kept
         self.keys, self.values = keys[:, :, first:].clone(), values[:, :, first:].clone()
         return keys, values
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class Prepared(NamedTuple):
