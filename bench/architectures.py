@@ -22,7 +22,7 @@ import torch
 from bench.decoding import decode_milliseconds
 from bench.families import FAMILIES, MODELS
 from bench.shapes import Shape
-from bench.turns import start
+from bench.turns import spec_of, start, take_turns
 
 LENGTHS = (512, 2048, 8192, 32768)
 CONTEXTS = (1024, 4096, 16384, 65536)
@@ -31,26 +31,14 @@ CONTEXTS = (1024, 4096, 16384, 65536)
 def measure(length: int, names: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
     """One length: a row for each contender."""
     shape = dataclasses.replace(options["shape"], sequence=length)
-    spec = {
-        "shape": dataclasses.asdict(shape),
-        "precision": options["precision"],
-        "threads": options["threads"],
-        "device": options["device"],
-        "show_errors": False,
-    }
-    workers, missing = start([(name, False) for name in names], spec, options["turn_seconds"])
+    workers, missing = start(
+        [(name, False) for name in names], spec_of(shape, options), options["turn_seconds"]
+    )
     for name, reason in missing.items():
         click.echo(f"{name} at {length}: not measured ({reason})", err=True)
-    for number in range(options["rounds"]):
-        shift = number % max(1, len(workers))
-        for worker in workers[shift:] + workers[:shift]:
-            answer = worker.run(worker.steps)
-            if "seconds" not in answer:
-                raise click.ClickException(f"{worker.name} {answer}")
-            worker.turns.append(answer)
+    take_turns(workers, options["rounds"])
     rows = []
     for worker in workers:
-        worker.close()
         speeds = [shape.tokens * worker.steps / turn["seconds"] for turn in worker.turns]
         rows.append(
             {

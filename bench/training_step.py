@@ -19,7 +19,7 @@ import torch
 
 from bench.contenders import CONTENDERS
 from bench.shapes import SHAPES, Shape
-from bench.turns import Worker, start
+from bench.turns import Worker, spec_of, start, take_turns
 from cupola.train.peak import matmul_peak
 
 SHAPE_HELP = "S, M, or six numbers: layers,width,heads,vocabulary,sequence,batch."
@@ -27,25 +27,14 @@ SHAPE_HELP = "S, M, or six numbers: layers,width,heads,vocabulary,sequence,batch
 
 def measure(shape: Shape, names: list[tuple[str, bool]], options: dict[str, Any]) -> dict[str, Any]:
     """One shape in one precision: rows by contender, best first."""
-    spec = {
-        "shape": dataclasses.asdict(shape),
-        "precision": options["precision"],
-        "threads": options["threads"],
-        "device": options["device"],
-        "show_errors": options["show_errors"],
-    }
+    spec = spec_of(shape, options, options["show_errors"])
     workers, missing = start(names, spec, options["turn_seconds"])
-    peaks = []
-    for round_number in range(options["rounds"]):
+    peaks: list[float] = []
+
+    def measure_peak() -> None:
         peaks.append(matmul_peak(options["precision"], options["device"]))
-        shift = round_number % max(1, len(workers))
-        for worker in workers[shift:] + workers[:shift]:
-            answer = worker.run(worker.steps)
-            if "seconds" not in answer:
-                raise click.ClickException(f"{worker.name} {answer}")
-            worker.turns.append(answer)
-    for worker in workers:
-        worker.close()
+
+    take_turns(workers, options["rounds"], measure_peak)
     peak = statistics.median(peaks)
     return {
         "shape": dataclasses.asdict(shape),

@@ -2,13 +2,19 @@
 machine that slows down slows all of them."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import click
+
+from bench.shapes import Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "cupola"
@@ -64,6 +70,31 @@ class Worker:
             self.process.stdin.close()
         self.process.wait()
         self.errors.close()
+
+
+def spec_of(shape: Shape, options: dict[str, Any], show_errors: bool = False) -> dict[str, Any]:
+    """What every worker of a measurement is told."""
+    same = {key: options[key] for key in ("precision", "threads", "device")}
+    return {"shape": dataclasses.asdict(shape), "show_errors": show_errors, **same}
+
+
+def take_turns(workers: list[Worker], rounds: int, before_each: Callable[[], None] | None = None) -> None:
+    """So many rounds in which each worker has its turn, another one first each time; then all are closed.
+
+    Args:
+        before_each: called before each round.
+    """
+    for number in range(rounds):
+        if before_each is not None:
+            before_each()
+        shift = number % max(1, len(workers))
+        for worker in workers[shift:] + workers[:shift]:
+            answer = worker.run(worker.steps)
+            if "seconds" not in answer:
+                raise click.ClickException(f"{worker.name} {answer}")
+            worker.turns.append(answer)
+    for worker in workers:
+        worker.close()
 
 
 def start(
