@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.adamw import adamw
+
+from cupola.optim.adamw import AdamW, gradients
+from cupola.optim.layout import WHOLE, Layout
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 SMALLEST_NORM = 1e-7
 
 
-class Muon(Optimizer):
+class Muon(AdamW):
     """Groups of role "matrix" by Muon, all others by AdamW.
 
     A matrix is a 2-D parameter; one of three axes is a batch of matrices (a mixture's experts), each of which
@@ -37,6 +38,7 @@ class Muon(Optimizer):
         momentum: decay of Muon's average of gradients; used with Nesterov's look-ahead.
         betas, eps: AdamW's.
         dtype: of the Newton-Schulz iteration; by default bf16 where the processor multiplies it fast.
+        layout: where a sharded matrix is whole.
     """
 
     def __init__(
@@ -47,76 +49,50 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         dtype: torch.dtype | None = None,
+        layout: Layout = WHOLE,
     ) -> None:
-        super().__init__(
-            groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0}
-        )
+        super().__init__(groups, lr, betas, eps, momentum=momentum)
         self.dtype = dtype
+        self.layout = layout
         for group in self.param_groups:
             if group["role"] == "matrix" and any(p.ndim not in (2, 3) for p in group["params"]):
                 raise ValueError("Muon orthogonalises matrices: parameters of that role must be 2-D or 3-D")
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            if group["role"] == "matrix":
-                self._orthogonal_step(group, parameters)
-            else:
-                self._adamw_step(group, parameters)
+    def parts(self, role: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Of a matrix the momentum, of everything else AdamW's moments."""
+        return {"momentum": shape} if role == "matrix" else super().parts(role, shape)
 
-    def _orthogonal_step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Matrices of one shape together; everything else by AdamW."""
+        if group["role"] != "matrix":
+            super().update(group, parameters)
+            return
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for parameter in parameters:
             by_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, members in by_shape.items():
-            averages = []
-            for parameter in members:
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                averages.append(state["momentum"])
-            gradients = _gradients(members)
-            torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-            matrices = torch.stack(ahead).view(-1, *shape[-2:])
-            updates = orthogonalise(matrices, self.dtype or iteration_dtype(members[0].device))
-            updates = updates.unflatten(0, (len(members), *shape[:-2]))
-            size = 0.2 * max(shape[-2:]) ** 0.5
-            torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(members, list(updates.to(members[0].dtype)), alpha=-group["lr"] * size)
+        for members in by_shape.values():
+            self._update_alike(group, members)
 
-    def _adamw_step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-        states = [self.state[p] for p in parameters]
-        adamw(
-            parameters,
-            _gradients(parameters),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=parameters[0].device.type in ("cpu", "cuda"),
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-
-
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+    def _update_alike(self, group: dict[str, Any], members: list[Tensor]) -> None:
+        """Matrices of one shape."""
+        for parameter in members:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        averages = self.layout.local([self.state[p]["momentum"] for p in members])
+        fresh = self.layout.local(gradients(members))
+        torch._foreach_lerp_(averages, fresh, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(fresh, averages, group["momentum"])
+        whole = self.layout.gather(list(ahead), members)
+        shape = members[0].shape
+        updates: list[Tensor] = []
+        if whole:
+            matrices = torch.stack(whole).view(-1, *shape[-2:])
+            orthogonal = orthogonalise(matrices, self.dtype or iteration_dtype(matrices.device))
+            updates = list(orthogonal.unflatten(0, (len(whole), *shape[:-2])).to(members[0].dtype))
+        size = 0.2 * max(shape[-2:]) ** 0.5
+        local = self.layout.local(members)
+        torch._foreach_mul_(local, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(local, self.layout.cut(updates, members), alpha=-group["lr"] * size)
 
 
 def iteration_dtype(device: torch.device) -> torch.dtype:

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from cupola import objectives, optim
 from cupola.checkpoint import folder as checkpoint
@@ -74,7 +73,7 @@ class StageRun:
         self.clock = stage_clock(self.stage, self.stores)
         self.order = stage_order(recipe, planned.name, self.stage, self.stores, self.clock)
         self.module = build(recipe.model, prepared.vocabulary, recipe.seed, device)
-        self.optimizer: Optimizer = optim.build(self.module, self.stage.optimizer)
+        self.optimizer: optim.AdamW = optim.build(self.module, self.stage.optimizer)
         self.objective = objectives.build(self.stage)
         self.engine = LocalEngine(self.module, decisions.precision, device)
 

@@ -5,6 +5,7 @@ import torch
 
 from cupola import optim
 from cupola.models import build
+from cupola.optim import groups
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
 
@@ -131,3 +132,35 @@ def test_foreign_state_is_refused(module):
     with pytest.raises(ValueError, match="another optimizer"):
         optim.load_optimizer_state(optim.build(module, Optimizer(kind="muon")), module, state)
     assert optim.optimizer_state(optimizer, module).keys() == state.keys()
+
+
+class OfItsOwnShapes(optim.AdamW):
+    """Keeps of a matrix what has another shape, as a preconditioner has."""
+
+    def parts(self, role, shape):
+        return {"covariance": (shape[0], shape[0])} if role == "matrix" else super().parts(role, shape)
+
+    def update(self, group, parameters):
+        if group["role"] != "matrix":
+            super().update(group, parameters)
+            return
+        for parameter in parameters:
+            self.state[parameter]["covariance"] = parameter.grad @ parameter.grad.T
+
+
+def test_the_optimizer_says_what_it_keeps_and_in_which_shape(module):
+    def make(of):
+        return OfItsOwnShapes(groups.by_role(of, Optimizer(), groups.roles_of(of)), lr=0.0)
+
+    optimizer = make(module)
+    steps(module, optimizer, [0])
+    state = optim.optimizer_state(optimizer, module)
+    key = "blocks.0.feedforward.down.weight/covariance"
+    assert state[key].shape == (16, 16)
+    resumed = make(module)
+    optim.load_optimizer_state(resumed, module, state)
+    assert all(torch.equal(value, state[k]) for k, value in optim.optimizer_state(resumed, module).items())
+    with pytest.raises(ValueError, match=r"has shape \(2, 2\), where this model's is \(16, 16\)"):
+        optim.load_optimizer_state(resumed, module, {**state, key: torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match="another optimizer"):
+        optim.load_optimizer_state(optim.build(module, None), module, state)
