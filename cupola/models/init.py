@@ -7,8 +7,9 @@ once.
 
 Normal weights have standard deviation `init_std`; those that write to the residual stream are divided by
 sqrt(2 layers) (GPT-2; Radford et al. 2019). The head's (the embedding's where they are tied) is lowered
-where the width would otherwise make the first logits wider than HEAD_LOGITS, so that the first loss is
-ln(vocabulary) within 3%: with logits of deviation s it is s^2 / 2 above.
+where the width would otherwise make the first logits wider than `transfer.HEAD_LOGITS`, so that the first
+loss is ln(vocabulary) within 3%: with logits of deviation s it is s^2 / 2 above. Under a parametrisation
+other than standard, `transfer.deviation` says by how much a parameter's differs from all this.
 """
 
 import math
@@ -19,10 +20,8 @@ from torch import Tensor, nn
 
 from cupola.models import draws, table
 from cupola.models.stack import LanguageModel
+from cupola.models.table import transfer
 from cupola.recipe.model import Model
-
-HEAD_LOGITS = 0.4
-"""Largest standard deviation of the first logits."""
 
 
 def _normal(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
@@ -34,7 +33,7 @@ def _residual(tensor: Tensor, model: Model, layer: int, generator: torch.Generat
 
 
 def _head(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
-    tensor.normal_(0.0, min(model.init_std, HEAD_LOGITS / math.sqrt(model.width)), generator=generator)
+    tensor.normal_(0.0, transfer.head_deviation(model, model.width), generator=generator)
 
 
 def _one(tensor: Tensor, model: Model, layer: int, generator: torch.Generator) -> None:
@@ -62,6 +61,8 @@ def draw(parameter: table.Parameter, model: Model, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
     tensor = torch.empty(parameter.shape, dtype=torch.float32)
     DRAWS[parameter.draw](tensor, model, parameter.layer, generator)
+    if (factor := transfer.deviation(parameter, model)) != 1:
+        tensor.mul_(factor)
     return tensor
 
 

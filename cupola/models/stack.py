@@ -85,7 +85,7 @@ class Block(nn.Module):
 
     def __init__(self, model: Model, kinds: table.Block, layer: int) -> None:
         super().__init__()
-        self.residual = model.residual_multiplier
+        self.residual = model.multipliers().residual
         self.mixer_norm = norm(model)
         self.mixer: Any = MIXERS[kinds.mixer](model, layer)
         self.feedforward_norm, self.feedforward = None, None
@@ -116,6 +116,7 @@ class LanguageModel(nn.Module):
     def __init__(self, model: Model, vocabulary: int) -> None:
         super().__init__()
         self.settings, self.vocabulary = model, vocabulary
+        self.multipliers = model.multipliers()
         self.embedding = nn.Embedding(vocabulary, model.width)
         self.embedding_norm = norm(model) if model.embedding_norm else None
         self.positions: nn.Embedding | None = None
@@ -156,8 +157,8 @@ class LanguageModel(nn.Module):
         """
         inputs = self._inputs(tokens, documents, cache)
         x = self.embedding(tokens)
-        if self.settings.embedding_multiplier != 1:
-            x = x * self.settings.embedding_multiplier
+        if self.multipliers.embedding != 1:
+            x = x * self.multipliers.embedding
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.positions is not None:
@@ -178,8 +179,8 @@ class LanguageModel(nn.Module):
         if cache is not None:
             cache.advance(tokens.shape[1])
         hidden = self.norm(x)
-        if self.settings.logits_scaling != 1:
-            hidden = hidden / self.settings.logits_scaling
+        if self.multipliers.logits != 1:
+            hidden = hidden / self.multipliers.logits
         return Output(hidden, carried.balance, loads)
 
     def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:

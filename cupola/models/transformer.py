@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
         self.key_norm = RMSNorm(sizes.head_width, model.norm_epsilon) if model.qk_norm else None
         # The kernels scale by head_width^-1/2; another scale goes into the queries beforehand.
-        own = model.attention_multiplier
+        own = model.multipliers().attention
         self.rescale = None if own is None else own * sizes.head_width**0.5
         self.output = Linear(queries, model.width, model.output_bias)
         self.rope = model.rope if model.positions == "rope" else None

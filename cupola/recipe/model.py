@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from cupola.recipe.parametrisation import Multipliers, Parametrisation, multipliers
 from cupola.recipe.strict import Strict, round_up
 
 
@@ -268,6 +269,8 @@ class Model(Strict):
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights; those that write to the residual stream are divided by
     sqrt(2 layers) (GPT-2)."""
+    parametrisation: Parametrisation = Parametrisation()
+    """How settings carry over from a smaller model: standard (they don't), mup, depth_mup or completep."""
 
     @model_validator(mode="before")
     @classmethod
@@ -281,6 +284,8 @@ class Model(Strict):
         values: dict[str, Any] = dump(self)
         mixers = set(self.mixers())
         absent = {"mamba", "mamba2", "rwkv7"} - mixers
+        if self.parametrisation == Parametrisation():
+            absent.add("parametrisation")
         if not mixers & {"attention", "sliding_attention"}:
             absent |= ATTENTION_ONLY
         return {key: value for key, value in values.items() if key not in absent}
@@ -314,6 +319,10 @@ class Model(Strict):
             key_value_heads=self.key_value_heads or heads,
             feedforward=self.feedforward or round_up(default, 64),
         )
+
+    def multipliers(self) -> Multipliers:
+        """The constants of the forward pass, those of the parametrisation included."""
+        return multipliers(self)
 
     def rows(self, tokenizer_size: int) -> int:
         """Rows of embedding and head for a tokenizer of that many tokens."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from cupola.models.table import experts, mamba, mamba2, rwkv7, transformer
 from cupola.models.table.declaration import Cut, Parameter, Part, Role, linear, vector
 from cupola.recipe.model import Model
+from cupola.recipe.parametrisation import base_model
 
 __all__ = [
     "FEEDFORWARDS",
@@ -66,6 +67,14 @@ def parameters(model: Model, vocabulary: int) -> list[Parameter]:
     Args:
         vocabulary: rows of embedding and head (`model.rows(tokenizer.size)`).
     """
+    found = _parameters(model, vocabulary)
+    if (base := base_model(model)) is None:
+        return found
+    shapes = {p.name: p.shape for p in _parameters(base, vocabulary)}
+    return [replace(p, base=shapes[p.name]) for p in found]
+
+
+def _parameters(model: Model, vocabulary: int) -> list[Parameter]:
     width = model.width
     draw = "head" if model.tied else "rwkv7_embedding" if model.family == "rwkv7" else "normal"
     found = [Parameter("embedding.weight", (vocabulary, width), "embedding", "vocabulary", draw)]

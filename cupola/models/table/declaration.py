@@ -30,7 +30,8 @@ class Parameter:
       must be summed over the workers. Treated as plain `replicate` it trains wrong without an error.
 
     `draw` names its initial distribution, a key of `cupola.models.init.DRAWS`; `layer` is the number of its
-    block (0 outside the blocks), on which the distribution may depend.
+    block (0 outside the blocks), on which the distribution may depend. `base` is the shape that it has in the
+    base model of the parametrisation (`cupola.recipe.parametrisation`), None where there is none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Parameter:
     draw: str = "normal"
     unit: int = 1
     layer: int = 0
+    base: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
