@@ -37,6 +37,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cupola.models import probe
+
 TILE = {torch.float32: 64, torch.bfloat16: 128}
 """Queries of a tile."""
 SDPA_LENGTH = 2048
@@ -163,6 +165,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
         (batch, length, heads, head_width), of value's dtype.
     """
     query, key = query.to(value.dtype), key.to(value.dtype)
+    probe.show("attention", query, key, plan)
     if query.device.type == "cuda":
         return _attend_gpu(query, key, value, plan)
     if plan.begins is None and value.dtype == torch.float32 and plan.length >= SDPA_LENGTH:

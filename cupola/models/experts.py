@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cupola.models import table
+from cupola.models import probe, table
 from cupola.models.grouped import Groups, combine, dispatch, grouped_linear, groups_of
 from cupola.models.layer import Carried, Pointwise
 from cupola.models.layers import Gated, Linear, linear
@@ -126,6 +126,7 @@ class Experts(Pointwise, nn.Module):
         """
         rows = dispatch(tokens, groups)
         hidden = F.silu(grouped_linear(rows, self.gate, groups)) * grouped_linear(rows, self.up, groups)
+        probe.show("expert_hidden", hidden, groups)
         weight = weights.flatten()[groups.order].to(hidden.dtype)
         return combine(grouped_linear(hidden * weight[:, None], self.down, groups), groups)
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cupola.models import probe
 from cupola.models.layer import Carried, Pointwise
 from cupola.recipe.model import Model
 
@@ -152,7 +153,9 @@ class Gated(Pointwise, nn.Module):
 
     def forward(self, x: Tensor, plan: None, state: None, carried: Carried) -> tuple[Tensor, Carried]:
         """x (batch, length, width) -> the same."""
-        return self.down(F.silu(self.gate(x)) * self.up(x)), carried
+        hidden = F.silu(self.gate(x)) * self.up(x)
+        probe.show("hidden", hidden)
+        return self.down(hidden), carried
 
 
 class Plain(Pointwise, nn.Module):
@@ -167,4 +170,6 @@ class Plain(Pointwise, nn.Module):
 
     def forward(self, x: Tensor, plan: None, state: None, carried: Carried) -> tuple[Tensor, Carried]:
         """x (batch, length, width) -> the same."""
-        return self.down(F.gelu(self.up(x), approximate=self.approximate)), carried
+        hidden = F.gelu(self.up(x), approximate=self.approximate)
+        probe.show("hidden", hidden)
+        return self.down(hidden), carried

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cupola.models import probe
 from cupola.models.convolution import Convolution, Convolving, Prepared, history
 from cupola.models.layer import Carried, State
 from cupola.models.layers import Linear
@@ -66,7 +67,9 @@ class Mamba(Convolving, nn.Module):
         inside = convolved.float()
         with torch.autocast(x.device.type, enabled=False):
             a = -torch.exp(self.a_log.float())
-            y, last = scan(inside, F.softplus(dt), a, b, c, plan.segments, entering)
+            rate = F.softplus(dt)
+            y, last = scan(inside, rate, a, b, c, plan.segments, entering)
+            probe.show("recurrence", rate, a, last)
             y = y + self.d * inside
         if state is not None:
             state.history = history(raw, plan.segments, self.taps, state.history)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cupola.models import ssd
+from cupola.models import probe, ssd
 from cupola.models.convolution import Convolution, Convolving, Prepared, history
 from cupola.models.gated_norm import GatedNorm
 from cupola.models.layer import Carried, State
@@ -95,6 +95,7 @@ class Mamba2(Convolving, nn.Module):
         if entering is not None and x.shape[1] == 1:
             return ssd.step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], entering, self.d)[:, None]
         y, last = ssd.scan(x, dt, a, b, c, plan.segments, entering, self.d)
+        probe.show("recurrence", dt, a, last)
         if state is not None:
             state.states = last.detach()
         return y

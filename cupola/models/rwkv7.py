@@ -18,7 +18,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 
-from cupola.models import delta_rule
+from cupola.models import delta_rule, probe
 from cupola.models.layer import Carried, Inputs, State
 from cupola.models.layers import Linear
 from cupola.models.segments import Segments
@@ -117,6 +117,7 @@ class TimeMix(Shifting, nn.Module):
         receptance, value = receptance.view(by_head), value.view(by_head)
         gate = self.gate_up(torch.sigmoid(self.gate_down(for_gate))).view(by_head)
         y, matrices = self._scan(receptance, log_decay.view(by_head), key, value, removed, added, plan, state)
+        probe.show("recurrence", log_decay, None, matrices)
         if state is not None:
             state.last, state.matrices = x[:, -1:].clone(), matrices
         norm = self.norm
@@ -171,4 +172,6 @@ class ChannelMix(Shifting, nn.Module):
         (mixed,) = mix(x, None if state is None else state.last, plan, [self.shift_key])
         if state is not None:
             state.last = x[:, -1:].clone()
-        return self.value(squared_relu(self.key(mixed))), carried
+        hidden = squared_relu(self.key(mixed))
+        probe.show("hidden", hidden)
+        return self.value(hidden), carried
