@@ -2,8 +2,9 @@
 
 A learning rate that is right for one width is too large for a wider model. Under a maximal update
 parametrisation (Yang et al. 2022, Tensor Programs V, arXiv 2203.03466) initial deviations, learning rates and
-multipliers depend on the ratio to a base model such that all activations, and what one update changes of them,
-stay as large as they are there: what is tuned on the base serves every width. Beside the width, the depth:
+multipliers depend on the ratio to a base model such that all activations, and what one update changes of
+them, stay as large as they are there: what is tuned on the base serves every width. Beside the width, the
+depth:
 
     kind        width  residual branches times  learning rate in blocks times
     standard    -      1                        1

@@ -27,12 +27,13 @@ factor the ratio of the expression here and in the base model:
 
 Inside blocks the learning rate carries the factor of depth (`parametrisation`'s table). Adam's epsilon
 follows the gradients, which fall with the width, and with the multiplier of residual branches (Dey et al.
-2025). Weight decay is divided by the learning rate's factor of width, so that learning rate times decay, which
-says over how many steps weights are averaged (Wang and Aitchison 2024, arXiv 2405.13698), is the base model's
-(as in Dey et al. 2025).
+2025). Weight decay is divided by the learning rate's factor of width, so that learning rate times decay,
+which says over how many steps weights are averaged (Wang and Aitchison 2024, arXiv 2405.13698), is the base
+model's (as in Dey et al. 2025).
 """
 
 import math
+from typing import NamedTuple
 
 from cupola.models.table.declaration import Parameter
 from cupola.recipe.model import Model
@@ -67,25 +68,25 @@ def deviation(parameter: Parameter, model: Model) -> float:
     return factor
 
 
-def learning_rate(parameter: Parameter, model: Model, kind: str) -> float:
-    """The learning rate, relative to the base model's.
+class Factors(NamedTuple):
+    """What the recipe's settings of an optimizer are multiplied by for one parameter."""
+
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+    epsilon: float = 1.0
+
+
+def factors(parameter: Parameter, model: Model, kind: str) -> Factors:
+    """Of a parameter in training.
 
     Args:
         kind: of the optimizer, as in the recipe.
     """
-    return _width_factor(parameter, kind) * _depth_factor(parameter, model)
-
-
-def weight_decay(parameter: Parameter, kind: str) -> float:
-    """The decoupled weight decay, by which an optimizer multiplies the learning rate."""
-    return 1.0 / _width_factor(parameter, kind)
-
-
-def epsilon(parameter: Parameter, model: Model) -> float:
-    """Adam's epsilon."""
     if parameter.base is None:
-        return 1.0
-    return 1.0 / width_ratio(model) / depth_ratio(model) ** depth_exponent(model)
+        return Factors()
+    width = _width_factor(parameter, kind)
+    epsilon = 1.0 / width_ratio(model) / depth_ratio(model) ** depth_exponent(model)
+    return Factors(width * _depth_factor(parameter, model), 1.0 / width, epsilon)
 
 
 def _spectral(shape: tuple[int, ...]) -> float:
@@ -105,7 +106,8 @@ def _standard(draw: str, shape: tuple[int, ...]) -> float:
 
 
 def _width_factor(parameter: Parameter, kind: str) -> float:
-    if parameter.base is None or parameter.role not in ("matrix", "low_rank"):
+    assert parameter.base is not None
+    if parameter.role not in ("matrix", "low_rank"):
         return 1.0
     muon = kind == "muon" and parameter.role == "matrix"
     rule = _muon if muon else _adam
@@ -122,6 +124,6 @@ def _muon(shape: tuple[int, ...]) -> float:
 
 
 def _depth_factor(parameter: Parameter, model: Model) -> float:
-    if parameter.base is None or not parameter.name.startswith("blocks."):
+    if not parameter.name.startswith("blocks."):
         return 1.0
     return depth_ratio(model) ** (depth_exponent(model) - 1)
