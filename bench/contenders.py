@@ -97,14 +97,16 @@ def train_ours(settings: Settings, model: Any) -> Contender:
     from cupola.data.batch import Batch, Microbatch
     from cupola.models import build
     from cupola.parallel.engine import LocalEngine
+    from cupola.recipe.clock import StepValues
     from cupola.recipe.schema import LearningRate, Optimizer, Stage
     from cupola.train.memory import keep_freed_memory
     from cupola.train.step import train_step
 
     keep_freed_memory()
     module = build(model, settings.shape.vocabulary, seed=0, device=settings.device)
-    optimizer = optim.build(module, Optimizer(betas=BETAS, weight_decay=WEIGHT_DECAY))
+    optimizer = optim.build(module, Optimizer(betas=BETAS))
     objective = objectives.build(Stage(data="random", learning_rate=LearningRate(peak=LEARNING_RATE)))
+    values = StepValues(LEARNING_RATE, WEIGHT_DECAY, momentum=0.0, z_loss=0.0)
     engine = LocalEngine(module, settings.precision, settings.device)
     if settings.compiled:
         engine.compile()
@@ -117,7 +119,7 @@ def train_ours(settings: Settings, model: Any) -> Contender:
             np.zeros(len(tokens), dtype=np.int64),
         )
         batch = Batch(0, tokens.numel(), [microbatch], {"random": tokens.numel()}, tokens.numel())
-        return train_step(engine, optimizer, objective, batch, LEARNING_RATE, CLIP).loss
+        return train_step(engine, optimizer, objective, batch, values, CLIP).loss
 
     return Contender(sum(parameter.numel() for parameter in module.parameters()), step)
 

@@ -5,7 +5,8 @@ row; a *window* is `SPANS_PER_WINDOW` spans. The g-th span of the stage is the k
 (`cupola.data.mixture`). A source of n whole spans gives, in its e-th epoch (e = k div n), the span
 permutation(seed, stage, source, e)(k mod n) (`cupola.data.permutation`), cut from the source's tokens taken
 as a ring whose beginning, origin(seed, stage, source, e), moves from epoch to epoch. Inside a window, rows
-are taken column by column: row r is column r div SPANS_PER_WINDOW of span r mod SPANS_PER_WINDOW.
+are taken column by column: row r is column r div SPANS_PER_WINDOW of span r mod SPANS_PER_WINDOW. Where a row
+length does not divide the span, the last column is shorter: it is what is left.
 
 Guarantees: the same arguments give the same rows on every machine. Batch size, number of workers,
 microbatch and learning rate are no arguments at all; row lengths change how a window is cut into rows,
@@ -26,7 +27,8 @@ from cupola.data import permutation
 from cupola.data.mixture import PARTS, Mixture, quantise
 from cupola.errors import InputError
 from cupola.recipe.clock import SPANS_PER_WINDOW, Clock
-from cupola.recipe.quantity import Piecewise, Quantity
+from cupola.recipe.curve import Piecewise
+from cupola.recipe.quantity import Quantity
 from cupola.storage import digest
 
 VERSION = 1
@@ -78,7 +80,7 @@ class Order:
         fingerprints: of each source's store, so that `fingerprint` covers the contents as well.
 
     Raises:
-        InputError: a source is missing or shorter than one span; a row length does not divide the span.
+        InputError: a source is missing or shorter than one span.
     """
 
     def __init__(
@@ -91,7 +93,6 @@ class Order:
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         self.seed, self.stage, self.clock = seed, stage, clock
-        _check_lengths(stage, clock)
         phases = list(_phases(mixture, clock))
         self._weights = dict(phases)  # of two changes in one window, the later one counts
         self._ignored = len(phases) - sum(1 for first in self._weights if first * clock.span < clock.end)
@@ -162,19 +163,25 @@ class Order:
             yield start, end, length
 
     def _rows(self, start: int, end: int, length: int) -> np.ndarray:
-        if start % length or end % length:
+        """The rows of a stretch; `length` is that of all columns but, where it does not divide the span, the
+        last."""
+        clock = self.clock
+        if not (clock.begins_row(start) and clock.begins_row(end)):
             raise InputError(
                 f"stage {self.stage!r}: rows are {length:,} tokens long there, so {start:,} to {end:,} is "
                 f"not whole rows; keep the sequence_length that the stage began with"
             )
-        window, place = np.divmod(np.arange(start // length, end // length), self.clock.window // length)
+        columns, last = clock.rows_of(length)
+        per_window = columns * SPANS_PER_WINDOW
+        first, final = start // clock.window, end // clock.window
+        end_row = final * per_window + (clock.row_at(end) if end % clock.window else 0)
+        window, place = np.divmod(np.arange(first * per_window + clock.row_at(start), end_row), per_window)
         column, span = np.divmod(place, SPANS_PER_WINDOW)
-        first = int(window[0]) * SPANS_PER_WINDOW
-        spans = self.spans(first, (int(window[-1]) + 1) * SPANS_PER_WINDOW)
-        chosen = spans[window * SPANS_PER_WINDOW + span - first]
+        spans = self.spans(first * SPANS_PER_WINDOW, (int(window[-1]) + 1) * SPANS_PER_WINDOW)
+        chosen = spans[(window - first) * SPANS_PER_WINDOW + span]
         rows = np.empty(len(chosen), dtype=ROW)
         rows[_FIELDS] = chosen
-        rows["column"], rows["length"] = column, length
+        rows["column"], rows["length"] = column, np.where(column < columns - 1, length, last)
         tokens = np.array([self._tokens[name] for name in self.names], dtype=np.int64)
         rows["offset"] = (chosen["offset"] + column * length) % tokens[chosen["source"]]
         return rows
@@ -262,7 +269,7 @@ class Order:
             f"{state['row_length']:,} -> {self.clock.sequence_length(position):,} at {position:,} tokens"
         )
         where = f"the checkpoint of stage {self.stage!r} does not go with this data order"
-        if position % self.clock.sequence_length(position):
+        if not self.clock.begins_row(position):
             raise InputError(
                 f"{where}: sequence_length {lengths} puts the position inside a row; restore sequence_length"
             )
@@ -313,21 +320,6 @@ def _phases(mixture: Piecewise[dict[str, float]], clock: Clock) -> Iterator[tupl
     """(first span, weights) of each phase, on the grid of windows."""
     for start, weights in mixture.starts(clock.total):
         yield -(-start // clock.window) * SPANS_PER_WINDOW, weights
-
-
-def _check_lengths(stage: str, clock: Clock) -> None:
-    assert clock.stage.sequence_length is not None
-    for length in clock.stage.sequence_length.values:
-        if clock.span % length:
-            raise InputError(
-                f"stages.{stage}.sequence_length: {length:,} does not divide {clock.span:,}, the longest row "
-                f"of the stage; let it be a divisor, such as {_divisor(clock.span, length):,}"
-            )
-
-
-def _divisor(span: int, length: int) -> int:
-    """The largest divisor of `span` that is at most `length`."""
-    return next(divisor for divisor in range(length, 0, -1) if span % divisor == 0)
 
 
 def _checked_length(stage: str | None, name: str, lengths: Mapping[str, int], span: int) -> int:

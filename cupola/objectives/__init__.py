@@ -8,5 +8,5 @@ __all__ = ["LossParts", "NextToken", "Objective", "build"]
 
 
 def build(stage: Stage) -> Objective:
-    """The objective of a stage."""
-    return NextToken(stage.z_loss, stage.document_mask)
+    """The objective of a stage, as it begins."""
+    return NextToken(stage.z_loss.values[0], stage.document_mask)

@@ -6,11 +6,12 @@ and packing give the gradient of the same mean, however the batch is cut.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from cupola.data.batch import Batch, Microbatch
+from cupola.recipe.clock import StepValues
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,14 @@ class LossParts:
 class Objective(Protocol):
     """What is learnt from a batch."""
 
+    def at(self, values: StepValues) -> "Objective":
+        """The objective of one step, whose weights the schedules give."""
+
     def normaliser(self, batch: Batch) -> int:
         """What the sums of the whole batch are divided by, at least 1."""
+
+    def forward(self, module: nn.Module, microbatch: Microbatch) -> Any:
+        """What of `loss` runs the module: its output."""
 
     def loss(self, module: nn.Module, microbatch: Microbatch) -> LossParts:
         """The sums over one microbatch, from one forward pass."""

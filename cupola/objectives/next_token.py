@@ -9,6 +9,7 @@ from cupola.data.batch import Batch, Microbatch
 from cupola.models.stack import Output
 from cupola.objectives.base import LossParts
 from cupola.objectives.cross_entropy import linear_cross_entropy
+from cupola.recipe.clock import StepValues
 
 
 class NextToken:
@@ -22,13 +23,22 @@ class NextToken:
     def __init__(self, z_loss: float = 0.0, document_mask: bool = True) -> None:
         self.z_loss, self.document_mask = z_loss, document_mask
 
+    def at(self, values: StepValues) -> "NextToken":
+        """With the z-loss of one step."""
+        return NextToken(values.z_loss, self.document_mask)
+
     def normaliser(self, batch: Batch) -> int:
         """Valid targets of the whole batch, over all workers."""
         return max(1, batch.valid_tokens)
 
+    def forward(self, module: nn.Module, microbatch: Microbatch) -> Output:
+        """The hidden states of a microbatch."""
+        output: Output = module(microbatch.tokens, microbatch.documents if self.document_mask else None)
+        return output
+
     def loss(self, module: nn.Module, microbatch: Microbatch) -> LossParts:
         """One forward pass; the head and the loss together, so that the logits are never all there."""
-        output: Output = module(microbatch.tokens, microbatch.documents if self.document_mask else None)
+        output = self.forward(module, microbatch)
         weight = cast(Tensor, module.head_weight)
         total, cross_entropy, z = linear_cross_entropy(
             output.hidden.flatten(0, 1), weight, microbatch.targets.flatten(), self.z_loss

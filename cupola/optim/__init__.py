@@ -10,7 +10,7 @@ from torch import nn
 
 from cupola.models import table
 from cupola.optim.adamw import AdamW
-from cupola.optim.groups import by_role, roles_of, set_learning_rate
+from cupola.optim.groups import by_role, factors_of, roles_of, set_values
 from cupola.optim.muon import Muon, iteration_dtype
 from cupola.optim.state import load_optimizer_state, optimizer_state
 from cupola.recipe import schema
@@ -22,7 +22,7 @@ __all__ = [
     "iteration_dtype",
     "load_optimizer_state",
     "optimizer_state",
-    "set_learning_rate",
+    "set_values",
 ]
 
 
@@ -31,15 +31,17 @@ def build(
     settings: schema.Optimizer | None,
     roles: Mapping[str, table.Role] | None = None,
 ) -> AdamW:
-    """The optimizer of a stage; its learning rate is 0 until `set_learning_rate`.
+    """The optimizer of a stage; its learning rate and weight decay are 0 until `set_values`.
 
     Args:
         settings: None for the defaults.
-        roles: of every parameter by name; by default as the module's table declares them.
+        roles: of every parameter by name; by default as the module's table declares them, with the learning
+            rates that its parametrisation asks for.
     """
     settings = settings or schema.Optimizer()
-    found = by_role(module, settings, roles or roles_of(module))
+    factors = factors_of(module, settings.kind) if roles is None else None
+    found = by_role(module, settings, roles or roles_of(module), factors)
     betas, eps = settings.betas, settings.epsilon
     if settings.kind == "muon":
-        return Muon(found, lr=0.0, momentum=settings.momentum, betas=betas, eps=eps)
+        return Muon(found, lr=0.0, betas=betas, eps=eps)
     return AdamW(found, lr=0.0, betas=betas, eps=eps)

@@ -1,7 +1,8 @@
 """Parameter groups by the role that a model declares for each parameter, never by its shape.
 
-Guarantees: decay falls on matrices only; every group has `role`, and `scale`, its learning rate relative to
-the schedule's.
+Guarantees: decay falls on matrices only; every group has `role`, `scale`, its learning rate, and `decay`, its
+weight decay, both relative to the schedule's. Parameters of one role make several groups only where a
+parametrisation gives them different factors (`models.table.transfer`).
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cupola.models import table
+from cupola.models.table import transfer
 from cupola.recipe import schema
+from cupola.recipe.clock import StepValues
 
 ROLES: tuple[table.Role, ...] = ("matrix", "low_rank", "embedding", "head", "vector")
 """Of what gradients move, in the order of the groups."""
@@ -23,27 +26,52 @@ def roles_of(module: Any) -> dict[str, table.Role]:
     return {name: declared[name] for name, _ in module.named_parameters()}
 
 
+def factors_of(module: Any, kind: str) -> dict[str, transfer.Factors]:
+    """What the parametrisation says of each parameter of a `cupola.models` module.
+
+    Args:
+        kind: of the optimizer.
+    """
+    model = module.settings
+    return {p.name: transfer.factors(p, model, kind) for p in table.parameters(model, module.vocabulary)}
+
+
 def by_role(
-    module: nn.Module, settings: schema.Optimizer, roles: Mapping[str, table.Role]
+    module: nn.Module,
+    settings: schema.Optimizer,
+    roles: Mapping[str, table.Role],
+    factors: Mapping[str, transfer.Factors] | None = None,
 ) -> list[dict[str, Any]]:
-    """A group for each role that has a parameter."""
+    """A group for each role that has a parameter, and for each of its factors.
+
+    Args:
+        factors: by name; None: all are 1.
+    """
     found = []
     for role in ROLES:
-        chosen = [p for name, p in module.named_parameters() if roles[name] == role and p.requires_grad]
-        if chosen:
-            matrix = role == "matrix"
+        members: dict[transfer.Factors, list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            if roles[name] == role and parameter.requires_grad:
+                members.setdefault(factors[name] if factors else transfer.Factors(), []).append(parameter)
+        matrix = role == "matrix"
+        for own, chosen in members.items():
             found.append(
                 {
                     "params": chosen,
                     "role": role,
-                    "scale": 1.0 if matrix else settings.embedding_scale,
-                    "weight_decay": settings.weight_decay if matrix else 0.0,
+                    "scale": own.learning_rate * (1.0 if matrix else settings.embedding_scale),
+                    "decay": own.weight_decay * matrix,
+                    "weight_decay": 0.0,
+                    "eps": settings.epsilon * own.epsilon,
                 }
             )
     return found
 
 
-def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Give every group its share of the schedule's learning rate."""
+def set_values(optimizer: Optimizer, values: StepValues) -> None:
+    """Give every group its share of what the schedules say for a step."""
     for group in optimizer.param_groups:
-        group["lr"] = value * group["scale"]
+        group["lr"] = values.learning_rate * group["scale"]
+        group["weight_decay"] = values.weight_decay * group["decay"]
+        if "momentum" in group:
+            group["momentum"] = values.momentum

@@ -112,7 +112,7 @@ def _check_stage(
         seconds, loss = _timed_pass(engine, objective, microbatch, device)
         tokens_per_second[length] = microbatch.tokens.numel() / seconds
         losses.append(loss)
-    optim.set_learning_rate(optimizer, 0.0)
+    optim.set_values(optimizer, clock.values(0, clock.boundary(1))._replace(learning_rate=0.0))
     begun = time.perf_counter()
     optimizer.step()
     synchronize(device)

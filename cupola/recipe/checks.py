@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cupola.errors import InputError
-from cupola.recipe.clock import Clock
+from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
 from cupola.recipe.schema import KINDS, Corpus, Recipe, Stage
@@ -236,14 +236,10 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
     assert stage.sequence_length is not None
     yield from _known_sources((*path, "data"), set(stage.sources()), recipe)
     yield from _carry(path, stage, before)
+    if fault := length_fault(stage.sequence_length.values):
+        yield Problem((*path, "sequence_length"), fault)
+        return
     longest = max(stage.sequence_length.values)
-    for length in stage.sequence_length.values:
-        if longest % length:
-            yield Problem(
-                (*path, "sequence_length"),
-                f"{length} does not divide the longest, {longest}; take lengths that do, such as powers of 2",
-            )
-            return
     positions = recipe.model.max_positions
     if recipe.model.positions == "learned" and positions and longest > positions:
         yield Problem(

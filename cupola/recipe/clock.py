@@ -6,22 +6,25 @@ counted, so nothing has to be restored on resume) and costs microseconds at any 
 
 Row lengths change only between *windows* of `SPANS_PER_WINDOW` spans (a span is the stage's longest row),
 so that the order of the tokens does not depend on when the length changes; a window takes the shortest
-length asked for anywhere in it. A batch size changes only after a whole batch, and never later than asked
-when it grows. So a batch is never smaller than asked where it begins, save the last and what rounding to
-whole rows takes or gives, which the next batches make up: over any stretch of one size the total is exact
+length asked for anywhere in it. A span is cut into columns of that length; what is left, where it does not
+divide the span, is a shorter column. A batch size changes only after a whole batch, and never later than
+asked when it grows. So a batch is never smaller than asked where it begins, save the last and what rounding
+to whole rows takes or gives, which the next batches make up: over any stretch of one size the total is exact
 to a row.
 """
 
 import bisect
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cupola.errors import InputError
+from cupola.recipe.curve import Curve, late_changes
 from cupola.recipe.quantity import Quantity
-from cupola.recipe.schema import LearningRate, Stage
+from cupola.recipe.schema import LearningRate, Optimizer, Stage
 
 SPANS_PER_WINDOW = 16
+MOST_NOTES = 3
 
 
 class Phase(NamedTuple):
@@ -32,6 +35,20 @@ class Phase(NamedTuple):
     size: int
 
 
+class StepValues(NamedTuple):
+    """What one step is taken with."""
+
+    learning_rate: float
+    weight_decay: float
+    momentum: float
+    z_loss: float
+
+
+POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+"""Of the batch's size, by which the learning rate goes: linear (Goyal et al. 2017) suits SGD, the square root
+Adam (Malladi et al. 2022)."""
+
+
 class Clock:
     """The schedules of one stage.
 
@@ -40,13 +57,16 @@ class Clock:
         epoch_tokens: tokens in one epoch of the mixture; needed only if the horizon is in epochs.
 
     Raises:
-        InputError: the horizon or the warm-up doesn't make sense, or a batch is less than a row.
+        InputError: horizon, warm-up or decay don't make sense, a setting changes after the stage's end, a
+            row length leaves too little of the longest, or a batch is less than a row.
     """
 
     def __init__(self, stage: Stage, epoch_tokens: int | None = None) -> None:
         if stage.sequence_length is None or stage.batch_tokens is None or stage.tokens is None:
             raise InputError("a stage needs tokens, sequence_length and batch_tokens")
         self.stage = stage
+        if fault := length_fault(stage.sequence_length.values):
+            raise InputError(f"sequence_length {fault}")
         self.span = max(stage.sequence_length.values)
         self.window = self.span * SPANS_PER_WINDOW
         steps = int(stage.tokens.amount) if stage.tokens.unit == "steps" else None
@@ -67,15 +87,36 @@ class Clock:
         """Number of batches."""
         if self.step_count > 1 and self.boundary(self.step_count - 1) == self.end:
             self.step_count -= 1  # what is left after the last whole batch is less than half a row
-        self.warmup = self._warmup(stage.learning_rate.warmup)
+        self.warmup = self._length("warm-up", stage.learning_rate.warmup)
+        self.decay_start = self._decay_start(stage.learning_rate)
+        """Where the learning rate begins to fall."""
+        _check_changes(stage, self.total)
 
-    def _warmup(self, asked: Quantity) -> int:
+    def _length(self, what: str, asked: Quantity) -> int:
+        """A part of the stage, in tokens, from its beginning."""
         tokens = self.tokens_of(asked)
         if asked.unit == "steps" and asked.amount > self.step_count:
-            raise InputError(f"a warm-up of {asked} is longer than the stage ({self.step_count:,} steps)")
+            raise InputError(f"a {what} of {asked} is longer than the stage ({self.step_count:,} steps)")
         if tokens > max(self.total, self.end):
-            raise InputError(f"a warm-up of {tokens:,} tokens is longer than the stage ({self.total:,})")
+            raise InputError(f"a {what} of {tokens:,} tokens is longer than the stage ({self.total:,})")
         return tokens
+
+    def _decay_start(self, settings: LearningRate) -> int:
+        if settings.decay == "inverse_sqrt" and not self.warmup:
+            raise InputError("decay inverse_sqrt falls as sqrt(warmup / position): it needs a warm-up")
+        if settings.decay_over is None:
+            return self.warmup
+        self._length("decay", settings.decay_over)
+        if settings.decay_over.unit == "steps":
+            start = self.boundary(self.step_count - int(settings.decay_over.amount))
+        else:
+            start = self.end - self.tokens_of(settings.decay_over)
+        if start < self.warmup:
+            raise InputError(
+                f"warm-up and decay together are longer than the stage: the decay over {settings.decay_over} "
+                f"begins at {start:,} tokens, the warm-up ends at {self.warmup:,}; shorten either"
+            )
+        return start
 
     def notes(self) -> list[str]:
         """What a person should hear of the batches: those that are no whole number of rows."""
@@ -93,7 +134,10 @@ class Clock:
                     f"batch_tokens {size} is no multiple of the row of {length}: batches alternate between "
                     f"{size // length} and {size // length + 1} rows"
                 )
-        return list(found.values())
+        lines = list(found.values())
+        if len(lines) > MOST_NOTES:
+            lines = [*lines[: MOST_NOTES - 1], f"and so on: {len(lines)} such pairs of batch and row in all"]
+        return lines
 
     def sequence_length(self, position: int) -> int:
         """Length of the row that begins at a position, or contains it."""
@@ -102,18 +146,50 @@ class Clock:
         last = bisect.bisect_left(self._lengths, begin + self.window, key=lambda change: change[0])
         return min(length for _, length in self._lengths[first:last])
 
+    def rows_of(self, length: int) -> tuple[int, int]:
+        """(columns of a span cut into rows of a length, length of the last): the last column is what is left,
+        where the length does not divide the span."""
+        columns = -(-self.span // length)
+        return columns, self.span - (columns - 1) * length
+
+    def row_at(self, position: int) -> int:
+        """Number, in its window, of the row that begins at a position or contains it; rows go column by
+        column."""
+        length = self.sequence_length(position)
+        columns, last = self.rows_of(length)
+        place = position % self.window
+        full = (columns - 1) * length * SPANS_PER_WINDOW
+        if place < full:
+            return place // length
+        return (columns - 1) * SPANS_PER_WINDOW + (place - full) // last
+
+    def row_start(self, window: int, row: int) -> int:
+        """Position at which the row of that number in a window begins; of the row after its last, where the
+        window ends."""
+        length = self.sequence_length(window * self.window)
+        columns, last = self.rows_of(length)
+        full = (columns - 1) * SPANS_PER_WINDOW
+        return window * self.window + min(row, full) * length + max(0, row - full) * last
+
+    def begins_row(self, position: int) -> bool:
+        """Whether a position is the boundary of a row."""
+        return self.row_start(position // self.window, self.row_at(position)) == position
+
     def _nearest_row(self, position: int) -> int:
         """The boundary between rows that is nearest to a position; of two, the later one."""
-        length = self.sequence_length(position)
-        base = position // self.window * self.window
-        return base + (2 * (position - base) + length) // (2 * length) * length
+        window, row = position // self.window, self.row_at(position)
+        before, after = self.row_start(window, row), self.row_start(window, row + 1)
+        return after if 2 * position >= before + after else before
 
     def boundary(self, step: int) -> int:
         """Where the first `step` batches end."""
         if step >= self.step_count:
             return self.end
-        phase = self._phases[bisect.bisect_right(self._phases, step, key=lambda phase: phase.step) - 1]
+        phase = self._phase(step)
         return self._nearest_row(phase.start + (step - phase.step) * phase.size)
+
+    def _phase(self, step: int) -> Phase:
+        return self._phases[bisect.bisect_right(self._phases, step, key=lambda phase: phase.step) - 1]
 
     def step_at(self, position: int) -> int:
         """How many batches are whole at a position; the inverse of `boundary`."""
@@ -143,20 +219,47 @@ class Clock:
         tokens = max(1, self.tokens_of(interval))
         return end // tokens > start // tokens
 
+    def values(self, start: int, end: int) -> StepValues:
+        """What the step from `start` to `end` is taken with: the schedules at its middle."""
+        middle = (start + end) / 2
+        optimizer = self.stage.optimizer or Optimizer()
+        return StepValues(
+            learning_rate=self.learning_rate(start, end),
+            weight_decay=optimizer.weight_decay.at(middle, self.total),
+            momentum=optimizer.momentum.at(middle, self.total),
+            z_loss=self.stage.z_loss.at(middle, self.total),
+        )
+
     def learning_rate(self, start: int, end: int) -> float:
         """The learning rate of the step from `start` to `end`: the schedule at its middle, so never 0."""
-        return learning_rate(self.stage.learning_rate, (start + end) / 2, self.warmup, self.end)
+        settings = self.stage.learning_rate
+        shape = learning_rate(settings, (start + end) / 2, self.warmup, self.decay_start, self.end)
+        largest = max(phase.size for phase in self._phases)
+        return shape * (self._phase(self.step_at(start)).size / largest) ** POWERS[settings.batch_rule]
 
 
-def learning_rate(settings: LearningRate, position: float, warmup: int, total: int) -> float:
-    """Linear warm-up to the peak, then cosine (Loshchilov and Hutter 2017) or linear decay, or a constant."""
-    if position < warmup:
-        return settings.peak * position / warmup
-    if settings.decay == "constant":
-        return settings.peak
-    left = (total - position) / (total - warmup)
-    # (1 + cos(pi (1 - left))) / 2, without the difference of nearly equal numbers at the end
-    height = math.sin(math.pi / 2 * left) ** 2 if settings.decay == "cosine" else left
+def learning_rate(
+    settings: LearningRate, position: float, warmup: int, decay_start: int, total: int
+) -> float:
+    """Linear warm-up to the peak, a stretch at the peak, then the decay to `final`.
+
+    Decays: cosine (Loshchilov and Hutter 2017); linear; 1-sqrt (Hägele et al. 2024, eq. 1); inverse_sqrt of
+    the position (Vaswani et al. 2017, eq. 3), never below `final`; or shares of the peak at positions.
+    """
+    warm = position / warmup if position < warmup else 1.0
+    if isinstance(settings.decay, Curve):
+        return settings.peak * warm * settings.decay.at(position, total)
+    if position < max(warmup, decay_start) or settings.decay == "constant":
+        return settings.peak * warm
+    if settings.decay == "inverse_sqrt":
+        return settings.peak * max(settings.final, math.sqrt(max(warmup, decay_start) / position))
+    left = (total - position) / (total - decay_start)
+    height = left
+    if settings.decay == "cosine":
+        # (1 + cos(pi (1 - left))) / 2, without the difference of nearly equal numbers at the end
+        height = math.sin(math.pi / 2 * left) ** 2
+    elif settings.decay == "1-sqrt":
+        height = left / (1 + math.sqrt(1 - left))  # 1 - sqrt(1 - left), likewise
     return settings.peak * (settings.final + (1 - settings.final) * height)
 
 
@@ -187,6 +290,42 @@ def _tokens_of_steps(stage: Stage) -> int:
         steps_per_token += (end - begin) / size
         begin = end
     return round(stage.tokens.amount / steps_per_token)
+
+
+def _check_changes(stage: Stage, total: int) -> None:
+    """Every change of a setting lies within the stage."""
+    optimizer = stage.optimizer or Optimizer()
+    settings: dict[str, Any] = {
+        "data": stage.data,
+        "sequence_length": stage.sequence_length,
+        "batch_tokens": stage.batch_tokens,
+        "learning_rate.decay": stage.learning_rate.decay,
+        "z_loss": stage.z_loss,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.momentum": optimizer.momentum,
+    }
+    for name, value in settings.items():
+        late = [] if isinstance(value, str) else late_changes(value, total)
+        if late:
+            raise InputError(
+                f"{name} changes at {late[0]}, but the stage ends at {total:,} tokens; move the change, "
+                "or let the stage be longer"
+            )
+
+
+def length_fault(lengths: list[int]) -> str | None:
+    """What is wrong with the row lengths of a stage: what one leaves of the longest is a row as well, so it
+    must not be a scrap."""
+    longest, shortest = max(lengths), min(lengths)
+    for length in lengths:
+        rest = longest % length
+        if 0 < rest < shortest:
+            fitting = next(part for part in range(length, 0, -1) if longest % part == 0)
+            return (
+                f"{length} does not divide the longest, {longest}, and leaves rows of {rest}, shorter than "
+                f"any asked for; take a divisor, such as {fitting}, or one that leaves at least {shortest}"
+            )
+    return None
 
 
 def _check_batches(sizes: list[tuple[int, int]], lengths: list[tuple[int, int]], total: int) -> None:

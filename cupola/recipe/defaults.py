@@ -4,8 +4,9 @@ Sequence length, batch and optimizer pass on to the next stage of the same objec
 its last value, since a ramp is climbed once. The first stage of an objective has the defaults below.
 """
 
+from cupola.recipe.curve import Piecewise
 from cupola.recipe.model import Model
-from cupola.recipe.quantity import Piecewise, Quantity
+from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Optimizer, Recipe, Stage
 
 SEQUENCE_LENGTH = 1024

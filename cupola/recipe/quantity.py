@@ -4,12 +4,10 @@ A field says which units make sense for it and which one a bare number has. A pe
 stage's horizon.
 """
 
-import itertools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -77,69 +75,3 @@ class Quantity:
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\s*[0-9]"}]}
-
-
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Piecewise(Generic[Value]):
-    """A value that changes at stated positions of the stage: `{0%: 128, 40%: 256}`, or one value.
-
-    `steps` holds (start, value) in the order written; the first starts at 0. A start is a percentage of
-    the stage or a number of tokens.
-    """
-
-    steps: tuple[tuple[Quantity, Value], ...]
-
-    @classmethod
-    def parse(cls, value: Any, parse_value: Callable[[Any], Value]) -> "Piecewise[Value]":
-        """Read one value or a mapping of starts to values.
-
-        Raises:
-            ValueError: no start at 0, starts out of order, mixed units.
-        """
-        if isinstance(value, Piecewise):
-            return value
-        if not isinstance(value, dict):
-            return cls(((Quantity(0, "%"), parse_value(value)),))
-        steps = tuple((_position(start), parse_value(v)) for start, v in value.items())
-        units = {start.unit for start, _ in steps if start.amount}
-        if not units <= {"%", "tokens"} or len(units) > 1:
-            raise ValueError(
-                "positions are percentages or tokens, all of one kind, such as {0%: 128, 40%: 256}"
-            )
-        starts = [start.amount for start, _ in steps]
-        if not starts or starts[0] != 0:
-            raise ValueError("the first position must be 0")
-        if any(b <= a for a, b in itertools.pairwise(starts)):
-            raise ValueError("positions must increase")
-        if units == {"%"} and starts[-1] >= 100:
-            raise ValueError("a position must be below 100%")
-        return cls(steps)
-
-    def starts(self, total: int) -> list[tuple[int, Value]]:
-        """(position in tokens, value) of every change, the first at 0."""
-        return [(_in_tokens(start, total), value) for start, value in self.steps]
-
-    @property
-    def values(self) -> list[Value]:
-        """Every value that occurs, in order."""
-        return [value for _, value in self.steps]
-
-    def dump(self) -> Any:
-        """As it is written in a recipe."""
-        if len(self.steps) == 1:
-            return self.steps[0][1]
-        return {str(start): value for start, value in self.steps}
-
-
-def _position(value: Any) -> Quantity:
-    """A position as a quantity; a bare number is tokens, and 0 is always 0%."""
-    start = Quantity.parse(value)
-    return Quantity(start.amount, start.unit or "tokens") if start.amount else Quantity(0, "%")
-
-
-def _in_tokens(start: Quantity, total: int) -> int:
-    """A percentage of `total`, or a number of tokens, in tokens."""
-    return round(total * start.amount / 100) if start.unit == "%" else int(start.amount)

@@ -6,12 +6,14 @@ A mapping whose class names a `shorthand` may be written as that one value: `opt
 `optimizer: {kind: muon}`, `learning_rate: 3e-4` is `learning_rate: {peak: 3e-4}`.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
+from cupola.recipe.curve import Curve, Piecewise
 from cupola.recipe.model import Model
-from cupola.recipe.quantity import Piecewise, Quantity
+from cupola.recipe.quantity import Quantity
 from cupola.recipe.strict import Strict
 from cupola.recipe.variables import escaped, unescaped
 
@@ -35,11 +37,36 @@ def _weights(value: Any) -> dict[str, float]:
 
 
 def _mixture(value: Any) -> "Piecewise[dict[str, float]]":
-    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
-        return Piecewise.parse(value, _weights)
     if isinstance(value, Piecewise):
         return value
+    changing = isinstance(value, dict) and (
+        isinstance(value.get("points"), dict) or all(isinstance(v, dict) for v in value.values())
+    )
+    if changing and value:
+        return Piecewise.parse(value, _weights)
     return Piecewise(((Quantity(0, "%"), _weights(value)),))
+
+
+def _curve(low: float, high: float) -> BeforeValidator:
+    """Numbers from `low` to below `high`."""
+
+    def number(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+            limit = f" and below {high:g}" if high < math.inf else ""
+            raise ValueError(f"a number of at least {low:g}{limit} is expected, not {value!r}")
+        return float(value)
+
+    return BeforeValidator(lambda value: Curve.parse(value, number))
+
+
+def _decay(value: Any) -> Any:
+    return value if isinstance(value, str) else Curve.parse(value, _share_of_peak)
+
+
+def _share_of_peak(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"a share of the peak, from 0 to 1, is expected, not {value!r}")
+    return float(value)
 
 
 def _units(*units: str, positive: bool = True) -> BeforeValidator:
@@ -61,14 +88,24 @@ def _units(*units: str, positive: bool = True) -> BeforeValidator:
 
 
 _PIECEWISE_SCHEMA = WithJsonSchema({"anyOf": [{"type": ["integer", "string"]}, {"type": "object"}]})
+_CURVE_SCHEMA = WithJsonSchema({"anyOf": [{"type": ["number"]}, {"type": "object"}]})
 _MIXTURE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
-_DUMP = PlainSerializer(lambda piecewise: piecewise.dump())
+_DUMP = PlainSerializer(lambda value: value if isinstance(value, str) else value.dump())
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Lengths = Annotated[
     Piecewise[int], BeforeValidator(lambda v: Piecewise.parse(v, _positive_integer)), _DUMP, _PIECEWISE_SCHEMA
 ]
 Mixture = Annotated[Piecewise[dict[str, float]], BeforeValidator(_mixture), _DUMP, _MIXTURE_SCHEMA]
+Positive = Annotated[Curve, _curve(0, math.inf), _DUMP, _CURVE_SCHEMA]
+ShareCurve = Annotated[Curve, _curve(0, 1), _DUMP, _CURVE_SCHEMA]
+Shape = Literal["cosine", "linear", "1-sqrt", "inverse_sqrt", "constant"]
+Decay = Annotated[
+    Shape | Curve,
+    BeforeValidator(_decay),
+    _DUMP,
+    WithJsonSchema({"anyOf": [{"enum": list(get_args(Shape))}, {"type": "object"}]}),
+]
 PythonText = Literal["documentation", "docstrings", "code"]
 Weights = Annotated[dict[str, float], BeforeValidator(_weights), _MIXTURE_SCHEMA]
 Horizon = Annotated[Quantity, _units("tokens", "steps", "epochs")]
@@ -190,10 +227,11 @@ class Optimizer(Strict):
     """AdamW's decay rates of the moments."""
     epsilon: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled decay, of matrices only."""
-    momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Muon's momentum (Nesterov)."""
+    weight_decay: Positive = Curve.constant(0.1)
+    """Decoupled decay, of matrices only; may change over the stage."""
+    momentum: ShareCurve = Curve.constant(0.95)
+    """Muon's momentum (Nesterov); may change over the stage, such as
+    `{points: {0%: 0.85, 5%: 0.95}, between: linear}`."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Learning rate of embedding, head and vectors relative to the matrices'."""
 
@@ -206,10 +244,15 @@ class LearningRate(Strict):
     """The highest value."""
     warmup: Warmup = Quantity(0, "%")
     """Length of the linear rise from 0."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up."""
+    decay: Decay = "cosine"
+    """Shape of the decay, or shares of the peak at positions: `{0%: 1, 60%: 0.3, 90%: 0.1}`."""
+    decay_over: Interval | None = None
+    """Length of the decay, at the stage's end; before it the peak is held (WSD). By default all that the
+    warm-up leaves."""
     final: float = Field(default=0.0, ge=0, le=1)
     """Where the decay ends, as a share of the peak."""
+    batch_rule: Literal["none", "sqrt", "linear"] = "none"
+    """While the batch is smaller than the stage's largest, the rate is lower by this power of the ratio."""
 
 
 class Stage(Strict):
@@ -221,22 +264,24 @@ class Stage(Strict):
     objective: Literal["next_token"] = "next_token"
     """What is learnt."""
     data: Mixture
-    """Sources and weights, or such mappings at positions: `{0%: {...}, 60%: {...}}`."""
+    """Sources and weights, or such mappings at positions: `{0%: {...}, 60%: {...}}`; or the way from one to
+    the next: `{points: {0%: {...}, 100%: {...}}, between: linear}`."""
     tokens: Horizon | None = None
     """The horizon: "20M tokens", "1000 steps" or "2 epochs" (an epoch ends when the first source has been
     seen once)."""
     sequence_length: Lengths | None = None
-    """Tokens in a row; may grow: `{0%: 128, 40%: 256}`."""
+    """Tokens in a row; may grow: `{0%: 128, 40%: 256}`, or `{points: {0%: 512, 50%: 4096}, between: linear}`
+    in steps of the smallest, or of `multiple: 256`."""
     batch_tokens: Lengths | None = None
-    """Tokens in a step; may grow: `{0%: 4096, 50%: 16384}`."""
+    """Tokens in a step; may grow likewise, to any size: `{0%: 4096, 50%: 16384}`."""
     optimizer: Optimizer | None = None
     """The optimizer."""
     learning_rate: LearningRate
     """Its learning rate."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
-    z_loss: float = Field(default=0.0, ge=0)
-    """Weight of the mean squared log-normaliser (PaLM)."""
+    z_loss: Positive = Curve.constant(0.0)
+    """Weight of the mean squared log-normaliser (PaLM); may change over the stage."""
     carry: list[Literal["weights", "optimizer"]] = Field(default=["weights"])
     """What is taken over from the stage before."""
     document_mask: bool = True

@@ -4,7 +4,8 @@ Guarantees: it builds nothing and knows no file but the metrics: model, optimize
 evaluating are given to it. What it does at a step depends on the position alone, so an interrupted stage
 that goes on from (weights, optimizer state, position) takes the same steps as one that was never stopped.
 Ctrl-C and SIGTERM finish the step and save; a second one stops at once, which loses the steps since the
-last save and nothing else.
+last save and nothing else. A stage that pauses at a position (`stop_at`) has seen the schedules of the whole
+stage: it is the beginning of the full run, not a shorter one.
 Costs: one wait for the device and one line of metrics a step.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import Optimizer as TorchOptimizer
 
 from cupola import json_lines
 from cupola.data.batch import Batch
@@ -25,8 +26,9 @@ from cupola.json_lines import Record
 from cupola.objectives import Objective
 from cupola.parallel.device import peak_memory
 from cupola.parallel.engine import LocalEngine
-from cupola.recipe.clock import Clock
+from cupola.recipe.clock import Clock, StepValues
 from cupola.recipe.quantity import Quantity
+from cupola.recipe.schema import Optimizer, Stage
 from cupola.train.memory import keep_freed_memory
 from cupola.train.metrics import MetricsWriter, final_loss
 from cupola.train.step import StepResult, train_step
@@ -69,12 +71,13 @@ class StageSetup:
         flops_per_token: FLOPs of the model per token, forward and backward, for rows of a given length.
         peak_flops: the machine's measured FLOP/s (`train.peak`).
         tensorboard: folder of event files, or None.
+        stop_at: pause, evaluated and saved, after the step that reaches this position; None: at the end.
     """
 
     name: str
     clock: Clock
     engine: LocalEngine
-    optimizer: Optimizer
+    optimizer: TorchOptimizer
     objective: Objective
     batches: Callable[[int], AbstractContextManager[Iterator[Batch]]]
     metrics: Path
@@ -86,6 +89,11 @@ class StageSetup:
     peak_flops: float
     start: Progress = field(default_factory=Progress)
     tensorboard: Path | None = None
+    stop_at: int | None = None
+
+    def pauses_at(self, position: int) -> bool:
+        """Whether training stops here although the stage goes on."""
+        return self.stop_at is not None and self.stop_at <= position < self.clock.end
 
 
 @dataclass(frozen=True)
@@ -93,19 +101,21 @@ class StageResult:
     """What came of a stage.
 
     Attributes:
+        paused: it stopped at `stop_at`; the rest of it is still to do.
         final_loss: mean training loss of the last 5% of the stage; None if no step was finite.
         skipped: steps that made no update, over all starts.
-        evaluation: what `evaluate` returned at the end.
+        evaluation: what `evaluate` returned at the end; empty where it paused.
     """
 
     progress: Progress
     final_loss: float | None
     skipped: int
     evaluation: dict[str, Any]
+    paused: bool = False
 
 
 def train_stage(setup: StageSetup, display: Display) -> StageResult:
-    """Train from `setup.start` to the end of the stage, save, and evaluate.
+    """Train from `setup.start` to the end of the stage, or to where it pauses, save, and evaluate.
 
     Raises:
         Interrupted: after a signal; the step under way is finished and saved (not after a second signal).
@@ -117,8 +127,10 @@ def train_stage(setup: StageSetup, display: Display) -> StageResult:
         try:
             writer = MetricsWriter(setup.metrics, setup.tensorboard, setup.name, progress.global_step)
             try:
-                _run(setup, progress, writer, stop, display)
-                evaluation = _evaluate(setup, progress, writer, at_end=True)
+                if not setup.pauses_at(progress.position):
+                    _run(setup, progress, writer, stop, display)
+                paused = setup.pauses_at(progress.position)
+                evaluation = {} if paused else _evaluate(setup, progress, writer, at_end=True)
                 _raise_if_asked(setup, progress, stop)
             finally:
                 writer.close()
@@ -128,7 +140,7 @@ def train_stage(setup: StageSetup, display: Display) -> StageResult:
             ) from None
     rows = json_lines.read_whole(setup.metrics)
     skipped = sum(bool(row.get("skipped")) for row in rows)
-    return StageResult(progress, final_loss(rows), skipped, evaluation)
+    return StageResult(progress, final_loss(rows), skipped, evaluation, paused)
 
 
 def _run(
@@ -143,28 +155,29 @@ def _run(
         task.at(progress.position)
         before = time.perf_counter()
         for batch in batches:
-            learning_rate = clock.learning_rate(batch.start, batch.end)
+            values = clock.values(batch.start, batch.end)
             result = train_step(
                 setup.engine,
                 setup.optimizer,
                 setup.objective,
                 batch,
-                learning_rate,
+                values,
                 clock.stage.gradient_clip,
             )
             now = time.perf_counter()
-            row = _advance(setup, progress, batch, result, learning_rate, now - before)
+            row = _advance(setup, progress, batch, result, values, now - before)
             writer.write(row)
             _show(task, row)
             skips = skips + 1 if result.skipped else 0
             _judge_skips(setup, progress, result, skips, display)
             at_end = progress.position >= clock.end
-            if not at_end and clock.due(setup.evaluate_every, batch.start, batch.end):
+            pausing = setup.pauses_at(progress.position)
+            if not at_end and (pausing or clock.due(setup.evaluate_every, batch.start, batch.end)):
                 _evaluate(setup, progress, writer, at_end=False)
-            if at_end or stop.asked or clock.due(setup.save_every, batch.start, batch.end):
+            if at_end or pausing or stop.asked or clock.due(setup.save_every, batch.start, batch.end):
                 writer.sync()
                 setup.save(progress)
-            if stop.asked:
+            if pausing or stop.asked:
                 break
             before = time.perf_counter()
     _raise_if_asked(setup, progress, stop)
@@ -184,7 +197,7 @@ def _advance(
     progress: Progress,
     batch: Batch,
     result: StepResult,
-    learning_rate: float,
+    values: StepValues,
     seconds: float,
 ) -> Record:
     """Move the progress past a batch, and describe the step as a row of metrics."""
@@ -194,17 +207,18 @@ def _advance(
     progress.seconds += seconds
     tokens = batch.end - batch.start
     length = setup.clock.sequence_length(batch.start)
-    flops = tokens * setup.flops_per_token(length)
+    flops = sum(m.tokens.numel() * setup.flops_per_token(m.tokens.shape[1]) for m in batch.microbatches)
     return {
         "step": progress.step,
         "global_step": progress.global_step,
         "tokens": batch.end,
         "loss": result.loss,
         **result.metrics,
-        "learning_rate": learning_rate,
+        **_of_schedules(setup.clock.stage, values),
         "gradient_norm": result.gradient_norm,
         "skipped": result.skipped,
         "tokens_per_second": tokens / seconds,
+        "flops": flops,
         "mfu": flops / seconds / setup.peak_flops,
         "batch_tokens": tokens,
         "sequence_length": length,
@@ -212,6 +226,21 @@ def _advance(
         "memory_bytes": peak_memory(setup.engine.device),
         "seconds": seconds,
     }
+
+
+def _of_schedules(stage: Stage, values: StepValues) -> Record:
+    """The learning rate, and whatever else changes over the stage."""
+    optimizer = stage.optimizer or Optimizer()
+    changing = {
+        "weight_decay": optimizer.weight_decay,
+        "momentum": optimizer.momentum,
+        "z_loss": stage.z_loss,
+    }
+    row: Record = {"learning_rate": values.learning_rate}
+    for name, curve in changing.items():
+        if len(curve.points) > 1:
+            row[name] = getattr(values, name)
+    return row
 
 
 def _show(task: Task, row: Record) -> None:

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from cupola.data.batch import Batch
 from cupola.models import experts
 from cupola.objectives import Objective
-from cupola.optim import set_learning_rate
+from cupola.optim import set_values
 from cupola.parallel.engine import LocalEngine
+from cupola.recipe.clock import StepValues
 
 
 @dataclass(frozen=True)
@@ -42,28 +43,29 @@ def train_step(
     optimizer: Optimizer,
     objective: Objective,
     batch: Batch,
-    learning_rate: float,
+    values: StepValues,
     gradient_clip: float,
 ) -> StepResult:
     """One batch: gradients, clipping, update; and the experts' biases, which follow their loads."""
+    objective = objective.at(values)
     passed = engine.forward_backward(batch.microbatches, objective, objective.normaliser(batch))
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm_on_device = torch.nn.utils.get_total_norm(gradients)
     metrics = dict(passed.metrics)
     if passed.loads:
         metrics["load_imbalance"] = experts.imbalance(passed.loads)
-    loss, total, norm, *values = torch.stack(
+    loss, total, norm, *figures = torch.stack(
         [passed.loss, passed.total, norm_on_device, *metrics.values()]
     ).tolist()
     finite = math.isfinite(total) and math.isfinite(norm)
     if finite:
         clip(gradients, norm, gradient_clip)
-        set_learning_rate(optimizer, learning_rate)
+        set_values(optimizer, values)
         optimizer.step()
         experts.rebalance(engine.module, passed.loads)
     # Not zeroed but freed: the next backward pass stores its gradients without adding.
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, norm, not finite, dict(zip(metrics, values, strict=True)))
+    return StepResult(loss, norm, not finite, dict(zip(metrics, figures, strict=True)))
 
 
 def clip(gradients: list[Tensor], norm: float, limit: float) -> None:

@@ -189,7 +189,7 @@ def test_a_missing_source_and_a_row_that_does_not_fit_the_span_are_refused() -> 
     stage = small_stage(data={"a": 1, "d": 1})
     with pytest.raises(InputError, match=r"'d', which is not a source; sources are 'a', 'b', 'c'"):
         order_of(stage)
-    with pytest.raises(InputError, match=r"12 does not divide 32.*such as 8"):
+    with pytest.raises(InputError, match=r"12 does not divide the longest, 32.*such as 8"):
         order_of(small_stage(sequence_length={"0%": 12, "50%": 32}))
     with pytest.raises(InputError, match="not whole rows"):
         order_of(small_stage()).rows(8, 64)

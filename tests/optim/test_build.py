@@ -6,6 +6,7 @@ import torch
 from cupola import optim
 from cupola.models import build
 from cupola.optim import groups
+from cupola.recipe.clock import StepValues
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
 
@@ -23,10 +24,10 @@ def give_gradients(module, seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def steps(module, optimizer, seeds, rate=1e-2) -> None:
+def steps(module, optimizer, seeds, rate=1e-2, decay=0.1) -> None:
     for seed in seeds:
         give_gradients(module, seed)
-        optim.set_learning_rate(optimizer, rate)
+        optim.set_values(optimizer, StepValues(rate, decay, 0.95, 0.0))
         optimizer.step()
 
 
@@ -37,12 +38,14 @@ def values(module):
 @pytest.mark.parametrize("kind", KINDS)
 def test_groups_follow_the_declared_roles(module, kind):
     optimizer = optim.build(module, Optimizer(kind=kind, weight_decay=0.3, embedding_scale=0.5))
-    optim.set_learning_rate(optimizer, 2.0)
+    optim.set_values(optimizer, StepValues(2.0, 0.3, 0.9, 0.0))
     names = {parameter: name for name, parameter in module.named_parameters()}
     seen = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             seen[names[parameter]] = (group["role"], group["weight_decay"], group["lr"])
+        if kind == "muon":
+            assert group["momentum"] == 0.9
     assert set(seen) == set(names.values())
     assert seen["blocks.0.mixer.query.weight"] == ("matrix", 0.3, 2.0)
     assert seen["blocks.1.feedforward.down.weight"] == ("matrix", 0.3, 2.0)
@@ -69,7 +72,7 @@ def test_adamw_is_torchs(module):
     reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.9), eps=1e-6, foreach=False, fused=False)
     optimizer = optim.build(module, settings)
     for seed in range(5):
-        steps(module, optimizer, [seed])
+        steps(module, optimizer, [seed], decay=0.2)
         give_gradients(theirs, seed)
         reference.step()
     for (name, found), expected in zip(module.named_parameters(), theirs.parameters(), strict=True):

@@ -108,7 +108,7 @@ class TestBase:
     def test_a_single_value_over_a_block_sets_only_its_key(self, folder):
         stage = derived("stages: {pretrain: {learning_rate: 5e-4, optimizer: adamw}}").stages["pretrain"]
         assert (stage.learning_rate.peak, stage.learning_rate.warmup.amount) == (5e-4, 2)
-        assert (stage.optimizer.kind, stage.optimizer.momentum) == ("adamw", 0.9)
+        assert (stage.optimizer.kind, stage.optimizer.momentum.dump()) == ("adamw", 0.9)
 
     def test_a_block_over_a_single_value_keeps_the_value(self, folder):
         stage = derived("stages: {midtrain: {learning_rate: {decay: linear}}}").stages["midtrain"]

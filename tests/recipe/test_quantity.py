@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupola.recipe.quantity import UNITS, Piecewise, Quantity
+from cupola.recipe.curve import Piecewise
+from cupola.recipe.quantity import UNITS, Quantity
 
 
 @pytest.mark.parametrize(

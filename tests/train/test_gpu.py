@@ -12,6 +12,7 @@ from cupola.models import build
 from cupola.objectives import NextToken
 from cupola.objectives.cross_entropy import linear_cross_entropy, token_losses
 from cupola.parallel.engine import LocalEngine
+from cupola.recipe.clock import StepValues
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
 from cupola.train.step import train_step
@@ -50,5 +51,10 @@ def test_losses_of_some_steps(kind, precision):
         engine = LocalEngine(copied, precision, device)
         optimizer = optim.build(copied, Optimizer(kind=kind))
         objective = NextToken()
-        curves.append([train_step(engine, optimizer, objective, b, 1e-3, 1.0).loss for b in batches])
+        curves.append(
+            [
+                train_step(engine, optimizer, objective, b, StepValues(1e-3, 0.1, 0.95, 0.0), 1.0).loss
+                for b in batches
+            ]
+        )
     assert curves[1] == pytest.approx(curves[0], rel=1e-3 if precision == "fp32" else 1e-2)

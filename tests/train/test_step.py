@@ -10,6 +10,7 @@ from cupola.data.batch import Batch, Microbatch
 from cupola.models import build
 from cupola.objectives import NextToken
 from cupola.parallel.engine import LocalEngine
+from cupola.recipe.clock import StepValues
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
 from cupola.train.step import clip, train_step
@@ -27,7 +28,14 @@ def batch(seed: int = 0) -> Batch:
 
 
 def step(module, optimizer, limit=1.0, rate=1e-2):
-    return train_step(LocalEngine(module, "fp32", "cpu"), optimizer, NextToken(), batch(), rate, limit)
+    return train_step(
+        LocalEngine(module, "fp32", "cpu"),
+        optimizer,
+        NextToken(),
+        batch(),
+        StepValues(rate, 0.1, 0.95, 0.0),
+        limit,
+    )
 
 
 @pytest.mark.oracle
@@ -39,7 +47,7 @@ def test_is_the_plain_step(module, limit):
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), limit)
     reference = optim.build(twin, Optimizer())
-    optim.set_learning_rate(reference, 1e-2)
+    optim.set_values(reference, StepValues(1e-2, 0.1, 0.95, 0.0))
     reference.step()
     result = step(module, optim.build(module, Optimizer()), limit)
     assert result.loss == pytest.approx(loss.item(), rel=1e-6)
