@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cupola import json_lines
 from cupola.errors import InputError
+
+if TYPE_CHECKING:
+    from cupola.recipe.quantity import Quantity
 
 recipe_argument = click.argument("recipe", metavar="RECIPE")
 
@@ -41,6 +44,24 @@ def examples(*lines: str) -> str:
 def emit(value: dict[str, Any]) -> None:
     """Print a result as one line of strict JSON; a number that is not finite becomes null."""
     click.echo(json_lines.as_line(value))
+
+
+def position(text: str, option: str) -> "Quantity":
+    """A position on a stage's clock: tokens (a bare number), steps or a percentage.
+
+    Raises:
+        InputError: it is no such amount.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from cupola.recipe.schema import Interval
+
+    try:
+        found: Quantity = TypeAdapter(Interval).validate_python(text)
+    except ValidationError as error:
+        wrong = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"{option} {text}: {wrong}") from None
+    return found
 
 
 def refuse_repeats(names: Sequence[str], option: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
+from cupola.cli.options import emit, examples, json_option, position, recipe_argument, set_option
 from cupola.display import ConsoleDisplay
 from cupola.paths import runs_root
 
@@ -14,6 +14,7 @@ from cupola.paths import runs_root
         "cupola run recipes/quickstart.yaml",
         "cupola run recipes/quickstart.yaml --set stages.pretrain.tokens=4M --out runs/longer",
         "cupola run recipes/quickstart.yaml --until pretrain --json",
+        "cupola run recipes/quickstart.yaml --until pretrain --stop-at 25%",
     )
 )
 @recipe_argument
@@ -22,6 +23,11 @@ from cupola.paths import runs_root
     "--out", type=click.Path(path_type=Path, file_okay=False), help="The run's folder (default runs/NAME)."
 )
 @click.option("--until", metavar="STAGE", help="Stop after this stage.")
+@click.option(
+    "--stop-at",
+    metavar="AMOUNT",
+    help="Pause the last stage at 25%, '1M tokens' or '500 steps' of it, schedules unchanged.",
+)
 @click.option("--no-check", is_flag=True, help="Skip the dry run before the first start.")
 @json_option
 def command(
@@ -29,16 +35,19 @@ def command(
     overrides: tuple[str, ...],
     out: Path | None,
     until: str | None,
+    stop_at: str | None,
     no_check: bool,
     as_json: bool,
 ) -> None:
     """Do everything RECIPE says, from corpus to trained model; go on where it was interrupted.
 
     What is done and has not changed is not done again. Ctrl-C finishes the step under way, saves and stops.
-    With --json, `status` says done, interrupted or failed, and each stage has its own.
+    What --stop-at paused, the same command without it goes on with, as if it had never stopped.
+    With --json, `status` says done, paused, interrupted or failed, and each stage has its own.
     """
     from cupola.recipe.loading import load
 
+    pause = None if stop_at is None else position(stop_at, "--stop-at")
     loaded = load(recipe, list(overrides))
 
     try:
@@ -47,7 +56,7 @@ def command(
         if as_json:
             emit({"run": str(out or runs_root() / loaded.name), "status": "interrupted", "stages": []})
         raise
-    report = run(loaded, out, until, ConsoleDisplay(), check_first=not no_check)
+    report = run(loaded, out, until, ConsoleDisplay(), check_first=not no_check, stop_at=pause)
     if as_json:
         emit(report.as_json())
     if report.error is not None:

@@ -28,9 +28,13 @@ from cupola.pipeline.mending import mend_records
 from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
 from cupola.pipeline.preflight import preflight
 from cupola.pipeline.prepare import Prepared, heldout_texts, prepare
-from cupola.pipeline.stage import StageRun
+from cupola.pipeline.stage import StageRun, pause_position, stage_clock
+from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Recipe
 from cupola.report import write_report
+
+Status = Literal["done", "unchanged", "paused", "stopped", "failed"]
+"""Of a stage: `paused` is where `stop_at` asked for it, `stopped` by a signal."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class StageReport:
     """What became of one stage; `final_loss` is the mean training loss of the stage's last 5%."""
 
     name: str
-    status: Literal["done", "unchanged", "stopped", "failed"]
+    status: Status
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
@@ -55,19 +59,24 @@ class RunReport:
     error: CupolaError | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `cupola run --json` prints; `status` is done, interrupted or failed."""
+        """The object that `cupola run --json` prints; `status` is done, paused, interrupted or failed."""
         return {"run": self.run, "status": self.status, "stages": [asdict(stage) for stage in self.stages]}
 
     @property
-    def status(self) -> Literal["done", "interrupted", "failed"]:
+    def status(self) -> Literal["done", "paused", "interrupted", "failed"]:
         """How the run as a whole ended."""
         if self.error is None:
-            return "done"
+            return "paused" if any(stage.status == "paused" for stage in self.stages) else "done"
         return "interrupted" if isinstance(self.error, Interrupted) else "failed"
 
 
 def run(
-    recipe: Recipe, out: Path | None, until: str | None, display: Display, check_first: bool = True
+    recipe: Recipe,
+    out: Path | None,
+    until: str | None,
+    display: Display,
+    check_first: bool = True,
+    stop_at: Quantity | None = None,
 ) -> RunReport:
     """Do what is left to do of a recipe.
 
@@ -75,6 +84,8 @@ def run(
         out: the run's folder; by default `runs/<name>`.
         until: the last stage to run.
         check_first: dry-run every stage before the first start of this recipe.
+        stop_at: pause the last of the stages to run at this position of its clock, saved and evaluated; the
+            schedules stay those of the whole stage, so that a later call without it goes on bit-exactly.
 
     Raises:
         InputError: the recipe, a source or the folder is not usable; nothing was trained.
@@ -84,7 +95,7 @@ def run(
     report = RunReport(str(folder.path))
     with folder.lock(recipe.name):
         try:
-            _run(folder, recipe, names, report, display, check_first)
+            _run(folder, recipe, names, report, display, check_first, stop_at)
         except KeyboardInterrupt:  # before, between or after the stages; in one the loop sees to it
             report.error = report.error or Interrupted("stopped; the same command goes on with what is done")
     return report
@@ -97,6 +108,7 @@ def _run(
     report: RunReport,
     display: Display,
     check_first: bool,
+    stop_at: Quantity | None,
 ) -> None:
     begun = time.monotonic()
     display.say(f"run {recipe.name} in {folder.path}")
@@ -111,6 +123,11 @@ def _run(
     planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
     if check_first and any(stage.action != "unchanged" for stage in planned):
         require_memory(recipe, prepared.vocabulary)
+    pause = None
+    if stop_at is not None:
+        last = planned[-1]
+        clock = stage_clock(last.stage, prepared.train_stores(last.stage))
+        pause = pause_position(last.name, clock, stop_at)
     # Not before the stages that no longer fit are set aside: a kill must not leave them under a new recipe.
     folder.record_decisions(decisions.as_json())
     folder.record_recipe(recipe)
@@ -118,7 +135,7 @@ def _run(
     _record_facts(folder, recipe, prepared)
     if check_first and any(stage.action == "begin" for stage in planned):
         _check_once(folder, recipe, prepared, decisions, planned, display)
-    _run_stages(folder, recipe, prepared, decisions, planned, report, display)
+    _run_stages(folder, recipe, prepared, decisions, planned, report, display, pause)
     if any(stage.status != "unchanged" for stage in report.stages):
         try:
             write_report(folder.path)
@@ -136,6 +153,7 @@ def _run_stages(
     planned: list[PlannedStage],
     report: RunReport,
     display: Display,
+    pause: int | None,
 ) -> None:
     estimates = {
         check["name"]: check["seconds"] for check in folder.facts().get("check", {}).get("stages", [])
@@ -148,7 +166,8 @@ def _run_stages(
         try:
             seconds = estimates.get(stage.name)
             with running_out(f"stage {stage.name}"):
-                StageRun(folder, recipe, prepared, decisions, stage, display).train(seconds)
+                stop_at = pause if stage is planned[-1] else None
+                result = StageRun(folder, recipe, prepared, decisions, stage, display).train(seconds, stop_at)
         except CupolaError as error:
             stopped = isinstance(error, Interrupted)
             with contextlib.suppress(CupolaError):  # the disk may be what failed
@@ -157,12 +176,10 @@ def _run_stages(
             report.stages.append(_stage_report(stage, "stopped" if stopped else "failed"))
             report.error = error
             return
-        report.stages.append(_stage_report(stage, "done"))
+        report.stages.append(_stage_report(stage, "paused" if result.paused else "done"))
 
 
-def _stage_report(
-    stage: PlannedStage, status: Literal["done", "unchanged", "stopped", "failed"]
-) -> StageReport:
+def _stage_report(stage: PlannedStage, status: Status) -> StageReport:
     ended = status in ("done", "unchanged")
     facts = stage.folder.facts() if ended else {}  # those of an earlier end are not this one's
     saved = checkpoints(stage.folder.checkpoints)
@@ -236,6 +253,13 @@ def _check_once(
 
 
 def _say_what_next(folder: RunFolder, report: RunReport, seconds: float, display: Display) -> None:
+    if report.status == "paused":
+        last = report.stages[-1]
+        display.say(
+            f"paused: stage {last.name} is saved after step {last.steps}, {last.tokens:,} tokens; the same"
+            " command without --stop-at goes on"
+        )
+        return
     if all(stage.status == "unchanged" for stage in report.stages):
         display.say(f"nothing to do: every stage of {folder.path} is done and unchanged")
     else:

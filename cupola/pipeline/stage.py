@@ -7,6 +7,7 @@ seed. The parts know nothing of files; saving, evaluating and sampling are given
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from cupola.data.loader import Loader, Reader
 from cupola.data.order import Order, epoch_tokens
 from cupola.data.store import TokenStore
 from cupola.display import Display
-from cupola.errors import CupolaError
+from cupola.errors import CupolaError, InputError
 from cupola.models import build, table
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
@@ -28,6 +29,7 @@ from cupola.pipeline.plan import PlannedStage, final_checkpoint
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.records import DONE
 from cupola.recipe.clock import Clock
+from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Recipe, Stage
 from cupola.train.compiling import decide_compile
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
@@ -46,6 +48,22 @@ def stage_order(
 ) -> Order:
     """The stage's data order."""
     return Order.over(recipe.seed, name, stores, clock, stage.data)
+
+
+def pause_position(name: str, clock: Clock, asked: Quantity) -> int:
+    """Where a stage pauses, in tokens of the stage.
+
+    Raises:
+        InputError: that lies beyond the stage.
+    """
+    tokens = clock.tokens_of(asked)
+    too_many = asked.unit == "steps" and asked.amount > clock.step_count
+    if too_many or tokens > max(clock.total, clock.end):
+        raise InputError(
+            f"--stop-at {asked}: lies beyond stage {name}, which has {clock.total:,} tokens in"
+            f" {clock.step_count:,} steps"
+        )
+    return tokens
 
 
 def stage_notes(name: str, clock: Clock, order: Order | None) -> list[str]:
@@ -77,11 +95,12 @@ class StageRun:
         self.objective = objectives.build(self.stage)
         self.engine = LocalEngine(self.module, decisions.precision, device)
 
-    def train(self, run_seconds: float | None) -> None:
-        """Train to the end of the stage and record it as done.
+    def train(self, run_seconds: float | None, stop_at: int | None = None) -> StageResult:
+        """Train to the end of the stage and record it as done, or to where it pauses.
 
         Args:
             run_seconds: about how long the stage will take, or None if nobody knows.
+            stop_at: pause after the step that reaches this position, in tokens of the stage.
 
         Raises:
             Interrupted: the user asked to stop; the step under way is finished and saved.
@@ -109,7 +128,13 @@ class StageRun:
             self.display.warn(warning)
         for note in stage_notes(self.planned.name, self.clock, self.order):
             self.display.say(note)
-        self._finish(train_stage(self._setup(start), self.display))
+        result = train_stage(replace(self._setup(start), stop_at=stop_at), self.display)
+        if result.paused:
+            where = {"step": result.progress.step, "tokens": result.progress.position}
+            self.folder.ledger.append("stage_paused", stage=self.planned.name, **where)
+        else:
+            self._finish(result)
+        return result
 
     def _start(self) -> Progress:
         """Put the weights where the stage begins or goes on, and say where that is."""
