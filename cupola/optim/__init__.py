@@ -1,23 +1,27 @@
 """Optimizers, grouped by the role that a model declares for each parameter, never by shape.
 
 `groups` makes the groups, `adamw` is the step of what is no matrix (and, with `kind: adamw`, of what is),
-`muon` that of matrices, `layout` what they ask of a sharded matrix, `state` takes the state out and in.
+`muon` and `soap` those of matrices, `layout` what they ask of a sharded matrix, `state` takes the state out
+and in.
 """
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from cupola.models import table
 from cupola.optim.adamw import AdamW
 from cupola.optim.groups import by_role, factors_of, roles_of, set_values
 from cupola.optim.muon import Muon, iteration_dtype
+from cupola.optim.soap import Soap
 from cupola.optim.state import load_optimizer_state, optimizer_state
 from cupola.recipe import schema
 
 __all__ = [
     "AdamW",
     "Muon",
+    "Soap",
     "build",
     "iteration_dtype",
     "load_optimizer_state",
@@ -44,4 +48,16 @@ def build(
     betas, eps = settings.betas, settings.epsilon
     if settings.kind == "muon":
         return Muon(found, lr=0.0, betas=betas, eps=eps)
+    if settings.kind == "soap":
+        return Soap(
+            found,
+            lr=0.0,
+            betas=betas,
+            eps=eps,
+            precondition_every=settings.precondition_every,
+            covariance_decay=settings.covariance_decay,
+            largest_preconditioned=settings.largest_preconditioned,
+            one_sided_above=settings.one_sided_above,
+            dtype=torch.bfloat16 if settings.state_dtype == "bf16" else torch.float32,
+        )
     return AdamW(found, lr=0.0, betas=betas, eps=eps)

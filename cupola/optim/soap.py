@@ -41,11 +41,11 @@ from torch import Tensor
 from cupola.optim import eigenbasis
 from cupola.optim.adamw import AdamW
 from cupola.optim.layout import WHOLE, Layout
+from cupola.recipe.schema import LARGEST_BF16_DECAY
 
 CHUNK = 2**24
 """Numbers that are updated together: bounds the temporaries of a step."""
 LEFT, RIGHT = ("left", "left_basis"), ("right", "right_basis")
-LARGEST_BF16_DECAY = 0.99
 
 
 class Soap(AdamW):

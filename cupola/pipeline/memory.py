@@ -1,11 +1,12 @@
 """Whether a model can be held at all: asked of the counts before anything is built.
 
-Weights, gradients and the optimizer's state are fp32 and certain; with them alone above what there is, a run
+Weights, gradients and the optimizer's state are certain; with them alone above what there is, a run
 cannot begin, whatever its batch. What the pass itself takes (activations, temporaries) is not guessed: the
 dry run measures it. Where memory runs out all the same, `running_out` makes one line of it.
 """
 
 import contextlib
+import math
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 from cupola.display import count, size
 from cupola.errors import CupolaError
 from cupola.models import table
+from cupola.optim.eigenbasis import rotated_sides
 from cupola.parallel.device import default_device, total_memory
-from cupola.recipe.schema import Recipe, Stage
+from cupola.recipe.schema import Optimizer, Recipe, Stage
 
-FP32 = 4
+FP32, BF16 = 4, 2
 CONTROL_GROUPS = (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 CURE = "lower model.width or model.layers, or take a machine with more memory"
 
@@ -41,7 +43,7 @@ def require_memory(recipe: Recipe, vocabulary: int | None = None) -> None:
     if needed > available:
         raise CupolaError(
             f"model: {count(table.count(model, rows))} parameters need {'at least ' if least else ''}"
-            f"{size(needed)} of memory (weights, gradients and the state of {kind} in fp32, before any"
+            f"{size(needed)} of memory (weights, gradients and the state of {kind}, before any"
             f" activation), and {size(available)} {limit}",
             CURE,
         )
@@ -50,12 +52,22 @@ def require_memory(recipe: Recipe, vocabulary: int | None = None) -> None:
 def _bytes_of_training(parameters: list[table.Parameter], stage: Stage) -> tuple[int, str]:
     """Bytes that a stage holds from its first step to its last, and the kind of its optimizer."""
     kind = stage.optimizer.kind if stage.optimizer else "adamw"
-    numbers = 0
-    for parameter in parameters:
-        if parameter.role != "buffer":
-            moments = 1 if kind == "muon" and parameter.role == "matrix" else 2
-            numbers += parameter.size * (2 + moments)
-    return numbers * FP32, kind
+    moving = [parameter for parameter in parameters if parameter.role != "buffer"]
+    held = sum(2 * FP32 * p.size + _bytes_of_state(p, stage.optimizer or Optimizer()) for p in moving)
+    return held, kind
+
+
+def _bytes_of_state(parameter: table.Parameter, settings: Optimizer) -> int:
+    """Bytes that the optimizer keeps of a parameter."""
+    if parameter.role != "matrix" or settings.kind == "adamw":
+        return 2 * FP32 * parameter.size
+    if settings.kind == "muon":
+        return FP32 * parameter.size
+    *batch, rows, columns = parameter.shape
+    sides = rotated_sides(parameter.shape, settings.largest_preconditioned, settings.one_sided_above)
+    covariances = sum(side**2 for side, rotated in zip((rows, columns), sides, strict=True) if rotated)
+    numbers = 2 * parameter.size + 2 * math.prod(batch) * covariances
+    return numbers * (FP32 if settings.state_dtype == "fp32" else BF16)
 
 
 def available_memory(device: torch.device) -> tuple[int, str]:

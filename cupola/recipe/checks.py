@@ -11,7 +11,7 @@ from cupola.errors import InputError
 from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
-from cupola.recipe.schema import KINDS, Corpus, Recipe, Stage
+from cupola.recipe.schema import KINDS, LARGEST_BF16_DECAY, Corpus, Optimizer, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
 STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and no check here depends on it
@@ -235,6 +235,8 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
     path = ("stages", name)
     assert stage.sequence_length is not None
     yield from _known_sources((*path, "data"), set(stage.sources()), recipe)
+    if stage.optimizer and (before is None or stage.optimizer != before.optimizer):
+        yield from _optimizer((*path, "optimizer"), stage.optimizer)
     yield from _carry(path, stage, before)
     if fault := length_fault(stage.sequence_length.values):
         yield Problem((*path, "sequence_length"), fault)
@@ -273,4 +275,23 @@ def _carry(path: tuple[str, ...], stage: Stage, before: Stage | None) -> Iterato
         yield Problem(
             path,
             f"{stage.optimizer.kind} can't go on from the state of {before.optimizer.kind}; remove optimizer",
+        )
+    elif before.optimizer and stage.optimizer:
+        for key in ("largest_preconditioned", "one_sided_above"):
+            if getattr(stage.optimizer, key) != getattr(before.optimizer, key):
+                yield Problem(path, f"the state may be of other sides: {key} differs; remove optimizer")
+
+
+def _optimizer(path: tuple[str, ...], optimizer: Optimizer) -> Iterator[Problem]:
+    fields = type(optimizer).model_fields
+    for key, kinds in Optimizer.only.items():
+        if optimizer.kind not in kinds and getattr(optimizer, key) != fields[key].default:
+            has, no = ", ".join(kinds), optimizer.kind
+            yield Problem((*path, key), f"has no effect on kind {no} (only on {has}); remove it")
+    decay = max(*optimizer.betas, optimizer.covariance_decay or 0.0)
+    if optimizer.state_dtype == "bf16" and optimizer.kind == "soap" and decay > LARGEST_BF16_DECAY:
+        yield Problem(
+            (*path, "state_dtype"),
+            f"averages in bf16 stand still with a decay rate of {decay}; take fp32, or rates up to "
+            f"{LARGEST_BF16_DECAY}",
         )

@@ -46,7 +46,6 @@ ELSEWHERE = {
 
 TO_COME = {
     ("objective",): ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "reward", "ppo", "grpo"),
-    ("optimizer", "kind"): ("soap",),
 }
 """Values that are planned, by the last keys of where they will stand."""
 

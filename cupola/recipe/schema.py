@@ -217,16 +217,22 @@ class Evaluate(Strict):
     """Length of a sample."""
 
 
+LARGEST_BF16_DECAY = 0.99
+"""A moving average takes up 1 less its decay of a difference; bf16 rounds to 0.004, so that from about there
+it stands still."""
+
+
 class Optimizer(Strict):
     """The optimizer; parameters are grouped by declared role, never by shape."""
 
     shorthand: ClassVar[str | None] = "kind"
-    kind: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises matrices (Jordan et al. 2024); embeddings, head and vectors stay with AdamW."""
+    kind: Literal["adamw", "muon", "soap"] = "adamw"
+    """`muon` orthogonalises matrices (Jordan et al. 2024), `soap` takes Adam into the eigenbases of their
+    gradients' covariances (Vyas et al. 2024); embeddings, head and vectors stay with AdamW."""
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
-    """AdamW's decay rates of the moments."""
+    """Decay rates of the moments of AdamW and SOAP."""
     epsilon: float = Field(default=1e-8, gt=0)
-    """AdamW's epsilon."""
+    """Of AdamW and SOAP."""
     weight_decay: Positive = Curve.constant(0.1)
     """Decoupled decay, of matrices only; may change over the stage."""
     momentum: ShareCurve = Curve.constant(0.95)
@@ -234,6 +240,26 @@ class Optimizer(Strict):
     `{points: {0%: 0.85, 5%: 0.95}, between: linear}`."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Learning rate of embedding, head and vectors relative to the matrices'."""
+    precondition_every: int = Field(default=10, ge=1)
+    """SOAP's steps from one renewal of a matrix's eigenbases to the next; matrices take turns."""
+    covariance_decay: Share | None = None
+    """Decay rate of SOAP's covariances; by default the second of `betas`."""
+    largest_preconditioned: int = Field(default=10_000, ge=1)
+    """SOAP does not rotate a side of a matrix that is longer."""
+    one_sided_above: float = Field(default=4.0, ge=1)
+    """Nor one that is more than so many times as long as the other; 1 is the paper's one-sided variant."""
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of what SOAP keeps of matrices, and of the products with it."""
+
+    only: ClassVar[dict[str, tuple[str, ...]]] = {
+        "momentum": ("muon",),
+        "precondition_every": ("soap",),
+        "covariance_decay": ("soap",),
+        "largest_preconditioned": ("soap",),
+        "one_sided_above": ("soap",),
+        "state_dtype": ("soap",),
+    }
+    """The kinds on which a setting has an effect, of those that don't have one on all."""
 
 
 class LearningRate(Strict):

@@ -10,7 +10,7 @@ from cupola.recipe.clock import StepValues
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
 
-KINDS = ["adamw", "muon"]
+KINDS = ["adamw", "muon", "soap"]
 
 
 @pytest.fixture

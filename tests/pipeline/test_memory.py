@@ -26,10 +26,19 @@ def settings(overrides):
     return [part for override in overrides for part in ("--set", override)]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_what_is_counted_is_what_training_holds(tiny_recipe, kind):
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("adamw", ""),
+        ("muon", ""),
+        ("soap", ""),
+        ("soap", ", one_sided_above: 1"),
+        ("soap", ", largest_preconditioned: 40, state_dtype: bf16"),
+    ],
+)
+def test_what_is_counted_is_what_training_holds(tiny_recipe, kind, settings):
     """Against the tensors of a real step."""
-    recipe = load(tiny_recipe, [f"stages.pretrain.optimizer={kind}"])
+    recipe = load(tiny_recipe, [f"stages.pretrain.optimizer={{kind: {kind}{settings}}}"])
     module = build(recipe.model, 512, 0, torch.device("cpu"))
     optimizer = optim.build(module, recipe.stages["pretrain"].optimizer)
     microbatch = Microbatch.of_rows(torch.zeros(1, 9, dtype=torch.long))

@@ -106,9 +106,15 @@ class TestBase:
         assert recipe.stages["pretrain"].optimizer.kind == "adamw"  # the default again
 
     def test_a_single_value_over_a_block_sets_only_its_key(self, folder):
-        stage = derived("stages: {pretrain: {learning_rate: 5e-4, optimizer: adamw}}").stages["pretrain"]
+        stage = derived("stages: {pretrain: {learning_rate: 5e-4, optimizer: muon}}").stages["pretrain"]
         assert (stage.learning_rate.peak, stage.learning_rate.warmup.amount) == (5e-4, 2)
-        assert (stage.optimizer.kind, stage.optimizer.momentum.dump()) == ("adamw", 0.9)
+        assert (stage.optimizer.kind, stage.optimizer.momentum.dump()) == ("muon", 0.9)
+
+    def test_another_kind_of_optimizer_drops_nothing_of_the_base_silently(self, folder):
+        with pytest.raises(InputError, match=r"optimizer\.momentum: has no effect on kind adamw.*remove it$"):
+            derived("stages: {pretrain: {optimizer: adamw}}")
+        settings = derived("stages: {pretrain: {optimizer: {kind: adamw, momentum: null}}}")
+        assert settings.stages["midtrain"].optimizer.kind == "adamw"
 
     def test_a_block_over_a_single_value_keeps_the_value(self, folder):
         stage = derived("stages: {midtrain: {learning_rate: {decay: linear}}}").stages["midtrain"]

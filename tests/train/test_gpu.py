@@ -37,7 +37,7 @@ def test_cross_entropy():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "soap"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_losses_of_some_steps(kind, precision):
     module = build(Model(layers=2, width=64, heads=2), 96, seed=1)

@@ -176,7 +176,7 @@ def figures(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [tuple(row[name] for name in FIGURES) for row in rows]
 
 
-@pytest.fixture(scope="module", params=["adamw", "muon"])
+@pytest.fixture(scope="module", params=["adamw", "muon", "soap"])
 def whole(request, tmp_path_factory) -> Run:
     """A stage from beginning to end."""
     run = Run(tmp_path_factory.mktemp("whole"), {"optimizer": request.param})

@@ -117,7 +117,7 @@ def test_the_experts_biases_move_after_an_update_and_only_then():
     assert result.metrics == {"load_imbalance": pytest.approx(worst)}
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "soap"])
 @pytest.mark.parametrize("model", [EXPERTS, EXPERTS_BIAS], ids=["auxiliary", "bias"])
 def test_a_mixture_of_experts_trains(model, kind):
     module = build(model, 50, seed=1)
