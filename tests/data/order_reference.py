@@ -78,18 +78,23 @@ def slow_rows(
     sources = slow_sources(stage, clock, spans)
     found = []
     position = 0
-    while position < clock.end:
-        window = position // clock.window
-        length = clock.sequence_length(position)
-        row = (position - window * clock.window) // length
-        source, entry = sources[window * WINDOW + row % WINDOW]
-        column = row // WINDOW
+    rows = [
+        (window, column, number, min(clock.sequence_length(window * clock.window), left))
+        for window in range(spans // WINDOW)
+        for column, left in enumerate(range(clock.span, 0, -clock.sequence_length(window * clock.window)))
+        for number in range(WINDOW)
+    ]
+    for window, column, number, length in rows:
+        if position >= clock.end:
+            break
+        source, entry = sources[window * WINDOW + number]
         size = lengths[source] // clock.span
         epoch = entry // size
         keys = permutation.keys(seed, name, source, epoch)[None]
         span = int(permutation.permute(np.array([entry % size]), np.array([size]), keys)[0])
+        full = clock.sequence_length(window * clock.window)
         origin = permutation.origin(seed, name, source, epoch, lengths[source])
-        offset = (origin + span * clock.span + column * length) % lengths[source]
+        offset = (origin + span * clock.span + column * full) % lengths[source]
         found.append((position, source, entry, epoch, span, column, length, offset))
         position += length
     return found

@@ -21,6 +21,13 @@ STAGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "rows grow": {"sequence_length": {"0%": 8, "40%": 16, "70%": 32}},
     "rows shrink": {"sequence_length": {"0%": 32, "50%": 8}, "tokens": 7_001},
+    "rows grow evenly": {
+        "sequence_length": {"points": {"0%": 8, "60%": 32}, "between": "linear"},
+        "batch_tokens": {"points": {"0%": 100, "60%": 900}, "between": "linear"},
+    },
+    "mixture changes evenly": {
+        "data": {"points": {"0%": {"a": 1, "b": 1}, "100%": {"b": 1, "c": 2}}, "between": "linear"}
+    },
     "batch ramp": {"batch_tokens": {"0%": 64, "30%": 200, "60%": 1_000}},
     "mixture changes": {
         "data": {"0%": {"a": 1, "b": 1}, "30%": {"c": 1}, "60%": {"a": 0.1, "b": 0.2, "c": 0.7}},
@@ -72,12 +79,14 @@ def test_any_stretch_is_a_part_of_the_whole(name: str) -> None:
     st.dictionaries(st.sampled_from("abc"), st.floats(0.01, 1), min_size=1),
     st.integers(0, 2**63 - 1),
     st.tuples(*[st.integers(32, 3_000)] * 3),
-    st.lists(st.sampled_from([4, 8, 16, 32]), max_size=3),
+    st.lists(st.sampled_from([4, 8, 12, 16, 20, 28, 32]), max_size=3),
 )
 def test_equals_the_slow_reference_for_any_stage(
     weights: dict[str, float], seed: int, sizes: tuple[int, int, int], lengths: list[int]
 ) -> None:
-    schedule = {f"{20 * number}%": length for number, length in enumerate([*lengths, 32])}
+    shortest = min([*lengths, 32])
+    fitting = [length for length in lengths if not 0 < 32 % length < shortest]
+    schedule = {f"{20 * number}%": length for number, length in enumerate([*fitting, 32])}
     stage = small_stage(data=weights, tokens=5_000, sequence_length=schedule)
     clock = Clock(stage)
     tokens = dict(zip("abc", sizes, strict=True))
@@ -98,7 +107,12 @@ def places(order: Order, rows: np.ndarray) -> list[tuple[str, int]]:
 
 def test_a_window_holds_the_same_tokens_whatever_the_rows_and_batches() -> None:
     clocks, found = [], []
-    for lengths in (32, {"0": 8, "1000 tokens": 32}, {"0%": 4, "50%": 16, "80%": 32}):
+    for lengths in (
+        32,
+        {"0": 8, "1000 tokens": 32},
+        {"0%": 4, "50%": 16, "80%": 32},
+        {"0%": 20, "30%": 8, "60%": 32},
+    ):
         for batch in (64, {"0%": 128, "30%": 700}):
             stage = small_stage(sequence_length=lengths, batch_tokens=batch)
             order = order_of(stage)
@@ -109,7 +123,7 @@ def test_a_window_holds_the_same_tokens_whatever_the_rows_and_batches() -> None:
                 for start in range(0, clock.total - clock.window, clock.window)
             ]
             found.append(windows)
-    assert len(set(clocks)) == 3  # the row lengths did differ
+    assert len(set(clocks)) == 4  # the row lengths did differ
     assert all(windows == found[0] for windows in found)
 
 

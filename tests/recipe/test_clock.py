@@ -4,8 +4,9 @@ import bisect
 import itertools
 import math
 
+import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from cupola.errors import InputError
@@ -33,13 +34,39 @@ def at_positions(draw, values):
     return {f"{start / 10}%": value for start, value in zip([0, *sorted(starts)], values, strict=True)}
 
 
+def fits(lengths):
+    """Whether no row length leaves a scrap of the longest."""
+    return not any(0 < max(lengths) % length < min(lengths) for length in lengths)
+
+
+def row_ends(clock, until):
+    """Where rows end, one after the other: column by column in each window of 16 spans."""
+    position, ends = 0, []
+    while position < until:
+        full = clock.sequence_length(position)
+        for left in range(clock.span, 0, -full):
+            for _ in range(16):
+                position += min(full, left)
+                ends.append(position)
+    return ends
+
+
 TOKENS = st.integers(1, 20_000)
 
 
 @st.composite
 def clocks(draw, horizon=TOKENS):
-    """Clocks with rows of 8 to 64 tokens and batches of 64 to 1000, up and down at random positions."""
-    lengths = draw(st.lists(st.sampled_from([8, 16, 32, 64]), min_size=1, max_size=4))
+    """Clocks with rows of 8 to 64 tokens and batches of 64 to 1000, up and down at random positions.
+
+    Where a row does not divide the longest, what is left is at least as long as the shortest.
+    """
+    lengths = draw(
+        st.one_of(
+            st.lists(st.sampled_from([8, 16, 32, 64]), min_size=1, max_size=4),
+            st.permutations([8, 64, 24, 40, 56]).map(lambda order: order[:4]).filter(fits),
+            st.permutations([6, 21, 33, 12]).filter(fits),
+        )
+    )
     sizes = draw(st.lists(st.integers(64, 1000), min_size=1, max_size=4))
     return Clock(
         stage(
@@ -55,9 +82,12 @@ def test_batches_tile_the_stage_on_the_grid_of_rows(clock):
     position = 0
     for start, end in clock.steps():
         assert start == position < end
-        window = end // clock.window * clock.window
-        assert (end - window) % clock.sequence_length(end) == 0
+        assert clock.begins_row(end)
         position = end
+    ends = {0, *row_ends(clock, clock.end)}
+    assert {end for _, end in clock.steps()} <= ends
+    inside = range(0, clock.end, 7)
+    assert [clock.begins_row(p) for p in inside] == [p in ends for p in inside]
     assert position == clock.end
     assert abs(clock.end - clock.total) <= max(clock.sequence_length(clock.end), clock.sequence_length(0))
 
@@ -110,9 +140,7 @@ def walk(stage, total):
 
 @given(clocks())
 def test_boundaries_are_the_rows_nearest_to_those_of_a_plain_loop(clock):
-    rows = [0]
-    while rows[-1] < clock.total + clock.span:
-        rows.append(rows[-1] + clock.sequence_length(rows[-1]))
+    rows = [0, *row_ends(clock, clock.total + clock.span)]
     nearest = []
     for ideal in walk(clock.stage, clock.total):
         after = bisect.bisect_right(rows, ideal)
@@ -182,14 +210,22 @@ def test_length_changes_between_windows_and_is_never_longer_than_asked(clock):
 
 @given(
     clocks(),
-    st.sampled_from(["cosine", "linear", "constant"]),
+    st.sampled_from(["cosine", "linear", "1-sqrt", "constant", "inverse_sqrt"]),
     st.sampled_from(["0%", "10%", "100%", "3 steps"]),
+    st.sampled_from([None, "20%", "90%", "1 step"]),
     st.sampled_from([0.0, 0.1]),
 )
-def test_learning_rate_is_never_0_nor_above_the_peak(clock, decay, warmup, final):
+def test_learning_rate_is_never_0_nor_above_the_peak(clock, decay, warmup, decay_over, final):
+    if decay == "inverse_sqrt" and warmup == "0%":
+        warmup = "10%"
+    if warmup in ("100%", "3 steps"):
+        decay_over = None  # both together would be longer than the stage
     if warmup == "3 steps":
         warmup = f"{min(3, clock.step_count)} steps"  # a longer one than the stage is refused
     settings = {"peak": 1e-3, "warmup": warmup, "decay": decay, "final": final}
+    if decay_over == "1 step":
+        assume(clock.boundary(clock.step_count - 1) >= clock.total / 10)
+    settings |= {"decay_over": decay_over} if decay_over and decay != "constant" else {}
     clock = Clock(
         clock.stage.model_copy(update={"learning_rate": stage(learning_rate=settings).learning_rate})
     )
@@ -204,22 +240,41 @@ def test_learning_rate_stays_above_0_at_the_end_of_a_very_long_run():
     assert clock.learning_rate(clock.end - 4096, clock.end) > 0
 
 
+THEIRS = {
+    "cosine": ("get_cosine_schedule_with_warmup", {}, {}),
+    "linear": ("get_linear_schedule_with_warmup", {}, {}),
+    "inverse_sqrt": ("get_inverse_sqrt_schedule", {}, {}),
+    **{
+        f"wsd {shape}": (
+            "get_wsd_schedule",
+            {"num_decay_steps": 80, "decay_type": shape, "min_lr_ratio": 0.0},
+            {"decay_over": "40 steps"},
+        )
+        for shape in ("linear", "cosine", "1-sqrt")
+    },
+}
+"""Name of the schedule in transformers, its settings, and ours besides."""
+
+
 @pytest.mark.oracle
-@pytest.mark.parametrize(("decay", "name"), [("cosine", "cosine"), ("linear", "linear")])
-def test_learning_rate_equals_transformers(decay, name):
+@pytest.mark.parametrize("name", THEIRS)
+def test_learning_rate_equals_transformers(name):
     """Their step k is our position: the middles of our steps are the odd ones of twice as many steps."""
+    function, settings, ours_besides = THEIRS[name]
+    decay = name.removeprefix("wsd ")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     steps, warmup = 200, 15
     clock = Clock(
         stage(
             tokens=f"{64 * steps} tokens",
-            learning_rate={"peak": 3e-3, "warmup": f"{warmup} steps", "decay": decay},
+            learning_rate={"peak": 3e-3, "warmup": f"{warmup} steps", "decay": decay, **ours_besides},
         )
     )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
-    make = getattr(transformers, f"get_{name}_schedule_with_warmup")
-    schedule = make(optimizer, 2 * warmup, 2 * steps)
+    if decay != "inverse_sqrt":
+        settings = {**settings, "num_training_steps": 2 * steps}
+    schedule = getattr(transformers, function)(optimizer, num_warmup_steps=2 * warmup, **settings)
     theirs = []
     for _ in range(2 * steps):
         theirs.append(optimizer.param_groups[0]["lr"])
@@ -227,6 +282,61 @@ def test_learning_rate_equals_transformers(decay, name):
         schedule.step()
     ours = [clock.learning_rate(start, end) for start, end in clock.steps()]
     assert ours == pytest.approx(theirs[1::2], rel=1e-9)
+
+
+def test_shares_of_the_peak_at_positions():
+    decay = {"points": {"0%": 1, "50%": 0.5, "100%": 0}, "between": "linear"}
+    clock = Clock(stage(tokens=6400, learning_rate={"peak": 2.0, "warmup": "10%", "decay": decay}))
+    found = [clock.learning_rate(start, end) for start, end in clock.steps()]
+    expected = [2.0 * min(1, x / 0.1) * (1 - x) for x in (np.arange(100) + 0.5) / 100]
+    assert found == pytest.approx(expected)
+    steps = Clock(stage(tokens=6400, learning_rate={"peak": 2.0, "decay": {"0%": 1, "60%": 0.3}}))
+    assert {steps.learning_rate(start, end) for start, end in steps.steps()} == {2.0, 0.6}
+
+
+@pytest.mark.parametrize(("rule", "power"), [("none", 0), ("sqrt", 0.5), ("linear", 1)])
+def test_the_rate_follows_the_batch_by_the_rule_asked_for(rule, power):
+    sizes = {"0%": 64, "20%": 160, "60%": 256}
+    settings = {"peak": 1e-2, "decay": "constant", "batch_rule": rule}
+    clock = Clock(stage(tokens=64_000, batch_tokens=sizes, learning_rate=settings))
+    seen = set()
+    for start, end in list(clock.steps())[:-1]:
+        size = min(sizes.values(), key=lambda size: abs(size - (end - start)))
+        assert clock.learning_rate(start, end) == pytest.approx(1e-2 * (size / 256) ** power)
+        seen.add(size)
+    assert seen == set(sizes.values())
+
+
+def test_every_setting_that_may_change_does():
+    curve = {"points": {"0%": 0.5, "100%": 0.9}, "between": "linear"}
+    clock = Clock(
+        stage(
+            tokens=6400,
+            z_loss={"0%": 0.1, "50%": 0.0},
+            optimizer={"kind": "muon", "momentum": curve, "weight_decay": curve},
+        )
+    )
+    middles = (np.arange(100) + 0.5) / 100
+    found = [clock.values(start, end) for start, end in clock.steps()]
+    assert [values.momentum for values in found] == pytest.approx(0.5 + 0.4 * middles)
+    assert [values.weight_decay for values in found] == pytest.approx(0.5 + 0.4 * middles)
+    assert [values.z_loss for values in found] == [0.1] * 50 + [0.0] * 50
+
+
+def test_rows_and_batches_grow_evenly():
+    """From 512 to 4096 in steps of 512, and a batch that is never less than a row."""
+    clock = Clock(
+        stage(
+            tokens="10M tokens",
+            sequence_length={"points": {"0%": 512, "50%": 4096}, "between": "linear"},
+            batch_tokens={"points": {"0%": 8192, "50%": 65536}, "between": "linear"},
+        )
+    )
+    lengths = [clock.sequence_length(start) for start, _ in clock.steps()]
+    assert lengths == sorted(lengths)
+    assert set(lengths) == set(range(512, 4097, 512))
+    sizes = [end - start for start, end in list(clock.steps())[:-1]]
+    assert {round(size / 8192) for size in sizes} == set(range(1, 9))
 
 
 def test_final_is_a_share_of_the_peak():
@@ -256,11 +366,32 @@ def test_a_horizon_in_epochs_needs_the_size_of_the_corpus():
             "batch_tokens: with a horizon in steps, positions are percentages",
         ),
         ({"learning_rate": {"peak": 1, "warmup": "1M tokens"}}, "longer than the stage"),
+        ({"learning_rate": {"peak": 1, "decay_over": "1M tokens"}}, "a decay of 1,000,000 tokens is longer"),
+        ({"learning_rate": {"peak": 1, "decay_over": "9999 steps"}}, "a decay of 9999 steps is longer"),
+        (
+            {"learning_rate": {"peak": 1, "warmup": "30%", "decay_over": "80%"}},
+            "warm-up and decay together are longer than the stage.* shorten either",
+        ),
+        ({"learning_rate": {"peak": 1, "decay": "inverse_sqrt"}}, "needs a warm-up"),
+        (
+            {"batch_tokens": {0: 64, 200_000: 128}},
+            "batch_tokens changes at 200000 tokens, but the stage ends at 100,000 tokens; move the change",
+        ),
+        ({"sequence_length": {0: 16, 200_000: 64}}, "sequence_length changes at 200000"),
+        ({"optimizer": {"weight_decay": {0: 0.1, 200_000: 0.2}}}, "weight_decay changes at 200000"),
+        ({"data": {0: {"a": 1}, 200_000: {"b": 1}}}, "data changes at 200000"),
+        (
+            {"sequence_length": {"0%": 24, "50%": 32}, "batch_tokens": 64},
+            "24 does not divide the longest, 32",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings, message):
+    made = stage(**{key: value for key, value in settings.items() if key != "data"})
+    if "data" in settings:
+        made = Stage.model_validate({**made.model_dump(mode="json"), "data": settings["data"]})
     with pytest.raises(InputError, match=message):
-        Clock(stage(**settings))
+        Clock(made)
 
 
 def test_a_batch_that_is_no_multiple_of_the_row_is_said_as_it_is():
