@@ -10,7 +10,8 @@ weights are made once for the batch and not once for each microbatch (the autoca
 across them), at the price of holding them: half the weights' memory.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,17 @@ class LocalEngine:
         """Go back to eager execution."""
         for block in self._blocks():
             block._compiled_call_impl = None
+
+    @contextlib.contextmanager
+    def eager(self) -> Iterator[None]:
+        """Within it blocks run uncompiled, so that their hooks fire; what was compiled is kept for after."""
+        compiled = [(block, block._compiled_call_impl) for block in self._blocks()]
+        self.uncompile()
+        try:
+            yield
+        finally:
+            for block, call in compiled:
+                block._compiled_call_impl = call
 
     def _blocks(self) -> Iterable[nn.Module]:
         numbered: Callable[[], Iterable[tuple[str, Any]]] = self.module.numbered_blocks  # type: ignore[assignment]

@@ -4,7 +4,7 @@
     run.json         versions, machine, what `auto` decided, which sources were taken
     ledger.jsonl     what happened, in order
     tokenizer/       the tokenizer, so that the folder can be moved and still speaks
-    stages/NN-name/  stage.json, metrics.jsonl, evaluations.jsonl, samples.jsonl, checkpoints/
+    stages/NN-name/  stage.json, metrics.jsonl, evaluations.jsonl, samples.jsonl, health.jsonl, checkpoints/
     tensorboard/     report.html
 
 One process at a time writes to it (`lock`); readers need no lock. The two records are read only as they were
@@ -214,6 +214,7 @@ class StageFolder:
         self.metrics = path / "metrics.jsonl"
         self.evaluations = path / "evaluations.jsonl"
         self.samples = path / "samples.jsonl"
+        self.health = path / "health.jsonl"
 
     def facts(self) -> dict[str, Any]:
         """What `stage.json` holds: key, status (`running` or `done`), and the results when done; empty

@@ -32,6 +32,7 @@ from cupola.recipe.clock import Clock
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Recipe, Stage
 from cupola.train.compiling import decide_compile
+from cupola.train.health import Watch, interval
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
 from cupola.train.metrics import cut_back
 
@@ -108,7 +109,8 @@ class StageRun:
         """
         self.files.sweep()
         start = self._start()
-        cut_back(self.files.metrics, start.step)
+        for path in (self.files.metrics, self.files.health):
+            cut_back(path, start.step)
         # At the end of a stage saving comes first, so what was looked at after it is looked at again.
         seen = start.step - 1 if start.position >= self.clock.end else start.step
         for path in (self.files.evaluations, self.files.samples):
@@ -220,7 +222,15 @@ class StageRun:
             peak_flops=self.decisions.peak_flops,
             start=start,
             tensorboard=self.folder.tensorboard,
+            health=self._watch(),
         )
+
+    def _watch(self) -> Watch | None:
+        every = interval(self.recipe.health, self.clock)
+        if every is None:
+            return None
+        parts = (self.engine, self.optimizer, self.objective)
+        return Watch(self.files.health, every, self.clock, *parts, self.planned.name, self.display)
 
     def _batches(self, position: int) -> AbstractContextManager[Loader]:
         return Loader(self.order, self.stores, position, microbatch_tokens=self.decisions.microbatch_tokens)

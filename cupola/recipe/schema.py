@@ -69,8 +69,17 @@ def _share_of_peak(value: Any) -> float:
     return float(value)
 
 
-def _units(*units: str, positive: bool = True) -> BeforeValidator:
-    def check(value: Any) -> Quantity:
+def _units(*units: str, positive: bool = True, words: tuple[str, ...] = ()) -> BeforeValidator:
+    """Quantities in some units, the first one being a bare number's; or one of some words."""
+
+    def check(value: Any) -> Quantity | str:
+        if isinstance(value, str) and words:
+            if value in words:
+                return value
+            if not any(letter.isdigit() for letter in value):
+                raise ValueError(
+                    f"an interval such as 2% or 50 steps, or {' or '.join(words)}, not {value!r}"
+                )
         quantity = Quantity.parse(value)
         if quantity.unit == "":
             quantity = Quantity(quantity.amount, units[0])
@@ -111,6 +120,7 @@ Weights = Annotated[dict[str, float], BeforeValidator(_weights), _MIXTURE_SCHEMA
 Horizon = Annotated[Quantity, _units("tokens", "steps", "epochs")]
 Warmup = Annotated[Quantity, _units("tokens", "steps", "%", positive=False)]
 Interval = Annotated[Quantity, _units("tokens", "steps", "%")]
+Looks = Annotated[Quantity | Literal["auto", "off"], _units("tokens", "steps", "%", words=("auto", "off"))]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -215,6 +225,14 @@ class Evaluate(Strict):
     """Beginnings that the model continues."""
     sample_tokens: int = Field(default=48, ge=1)
     """Length of a sample."""
+
+
+class Health(Strict):
+    """Statistics by layer in the course of training: activations, attention scores, gradients, updates."""
+
+    shorthand: ClassVar[str | None] = "every"
+    every: Looks = "auto"
+    """Interval, on each stage's clock, or `off`; `auto` is 50 steps or 2% of the stage, what is longer."""
 
 
 LARGEST_BF16_DECAY = 0.99
@@ -341,6 +359,8 @@ class Recipe(Strict):
     """When to save."""
     evaluate: Evaluate = Evaluate()
     """What is measured in the course of training."""
+    health: Health = Health()
+    """When to look at the numbers inside; the weights are the same with and without."""
     stages: dict[Name, Stage]
     """The stages, in the order in which they run."""
 

@@ -29,6 +29,7 @@ from cupola.parallel.engine import LocalEngine
 from cupola.recipe.clock import Clock, StepValues
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Optimizer, Stage
+from cupola.train.health import Watch
 from cupola.train.memory import keep_freed_memory
 from cupola.train.metrics import MetricsWriter, final_loss
 from cupola.train.step import StepResult, train_step
@@ -71,6 +72,7 @@ class StageSetup:
         flops_per_token: FLOPs of the model per token, forward and backward, for rows of a given length.
         peak_flops: the machine's measured FLOP/s (`train.peak`).
         tensorboard: folder of event files, or None.
+        health: what looks at the numbers inside, or None.
         stop_at: pause, evaluated and saved, after the step that reaches this position; None: at the end.
     """
 
@@ -89,6 +91,7 @@ class StageSetup:
     peak_flops: float
     start: Progress = field(default_factory=Progress)
     tensorboard: Path | None = None
+    health: Watch | None = None
     stop_at: int | None = None
 
     def pauses_at(self, position: int) -> bool:
@@ -156,6 +159,9 @@ def _run(
         before = time.perf_counter()
         for batch in batches:
             values = clock.values(batch.start, batch.end)
+            look = None if setup.health is None else setup.health.begin(batch)
+            if look is not None:
+                before += look.seconds  # which are no time of training
             result = train_step(
                 setup.engine,
                 setup.optimizer,
@@ -167,6 +173,8 @@ def _run(
             now = time.perf_counter()
             row = _advance(setup, progress, batch, result, values, now - before)
             writer.write(row)
+            if setup.health is not None and look is not None:
+                writer.draw("health", setup.health.finish(look, row), progress.global_step)
             _show(task, row)
             skips = skips + 1 if result.skipped else 0
             _judge_skips(setup, progress, result, skips, display)
