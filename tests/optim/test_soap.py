@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import pytorch_optimizer
 import torch
 
 from cupola.optim.soap import Soap
@@ -108,11 +109,10 @@ def test_covariances_may_have_a_decay_of_their_own():
 def test_is_pytorch_optimizers(shape, every):
     """Step by step. Where a first covariance is singular any basis of its null space will do: they take
     ours, which the test checks to be one."""
-    peer = pytest.importorskip("pytorch_optimizer")
     [ours] = matrices([shape])
     theirs = torch.nn.Parameter(ours.detach().clone())
     optimizer = soap([ours], precondition_every=every)
-    reference = peer.SOAP(
+    reference = pytorch_optimizer.SOAP(
         [theirs], lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY, precondition_frequency=every
     )
     for step in range(10):
