@@ -40,6 +40,11 @@ def of_model(model: Model) -> Format:
     return nearest
 
 
+def name_for(model: Model) -> str | None:
+    """The `model_type` of the format that computes a model, or None."""
+    return next((format_.model_type for format_ in FORMATS if not format_.objections(model)), None)
+
+
 def _distance(objections: list[str]) -> int:
     """Another family is furthest away, then other blocks, then other settings of the same."""
     far = {"family": 100, "pattern": 10, "experts": 10}

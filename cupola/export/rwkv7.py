@@ -94,6 +94,11 @@ def objections(model: Model) -> list[str]:
     return found
 
 
+def name_for(model: Model) -> str | None:
+    """This format's name where RWKV's runtime computes the model, or None."""
+    return None if objections(model) else KIND
+
+
 def pairs(model: Model) -> Iterator[Pair]:
     """Every tensor of the file, with ours."""
     shapes = our_shapes(model, 2)

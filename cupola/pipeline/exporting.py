@@ -6,8 +6,9 @@ from typing import Literal
 
 from cupola.display import Display
 from cupola.errors import InputError
-from cupola.export import rwkv7
+from cupola.export import formats, rwkv7
 from cupola.export.folder import Dtype, write_folder
+from cupola.export.folding import fold
 from cupola.pipeline.opening import OpenRun, open_run
 
 Kind = Literal["huggingface", "rwkv"]
@@ -61,9 +62,11 @@ def export_run(
 
 
 def _write(opened: OpenRun, out: Path, dtype: Dtype, kind: Kind | None, display: Display) -> str:
-    state, model = dict(opened.module.state_dict()), opened.recipe.model
+    model = opened.recipe.model
     if kind is None:
         kind = "rwkv" if model.family == "rwkv7" else "huggingface"
+    format_of = formats.name_for if kind == "huggingface" else rwkv7.name_for
+    model, state = fold(model, opened.module.state_dict(), format_of, display)
     if kind == "rwkv":
         return rwkv7.write_folder(out, state, model, opened.tokenizer, dtype, display)
     if model.family == "rwkv7":
