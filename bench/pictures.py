@@ -1,5 +1,6 @@
-"""The curves of `bench.architectures` as one SVG for docs, in the report's style."""
+"""The curves of `bench.architectures` and `bench.coordinates` for docs, in the report's style."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,37 @@ def _lines(axes: Axes, rows: list[dict[str, Any]], column: str) -> None:
         axis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.legend()
+
+
+def draw_coordinates(rows: list[dict[str, Any]], widths: list[int], path: str) -> None:
+    """`bench.coordinates`: what some steps change of the logits and of the last block, against the width;
+    AdamW, standard dotted and muP solid."""
+    adamw = [row for row in rows if row["optimizer"] == "adamw"]
+    families = list(dict.fromkeys(row["family"] for row in adamw))
+
+    def panel(name: str) -> Callable[[Axes], None]:
+        def drawn(axes: Axes) -> None:
+            for row in adamw:
+                mup = row["kind"] == "mup"
+                axes.plot(
+                    widths,
+                    row["changes"][name],
+                    marker="o",
+                    markersize=3,
+                    linestyle="-" if mup else ":",
+                    label=row["family"] if mup else None,
+                    color=SERIES[families.index(row["family"]) % len(SERIES)],
+                )
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xticks(widths)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            if name == "logits":
+                axes.legend()
+
+        return drawn
+
+    panels = [("change of the logits", panel("logits")), ("change of the last block", panel("blocks.1"))]
+    svg = figure_svg(panels, standalone=True, x_label="width", height=4.6)
+    Path(path).write_text(svg, encoding="utf-8")
