@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cupola.errors import InputError
+from cupola.recipe import parametrisation
 from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
@@ -93,6 +94,7 @@ def model_problems(model: Model) -> Iterator[Problem]:
         )
     if model.experts is not None:
         yield from _experts(model, model.experts)
+    yield from _parametrisation(model)
 
 
 def _feedforward(model: Model) -> Iterator[Problem]:
@@ -200,6 +202,16 @@ def _experts(model: Model, experts: Experts) -> Iterator[Problem]:
         yield Problem((*path, "balance_weight"), "has no effect without balance auxiliary; remove it")
     if experts.balance != "bias" and experts.bias_rate != 0.001:
         yield Problem((*path, "bias_rate"), "has no effect without balance bias; remove it")
+
+
+def _parametrisation(model: Model) -> Iterator[Problem]:
+    faults = list(parametrisation.faults(model))
+    for key, message in faults:
+        yield Problem(("model", "parametrisation", key), message)
+    base = None if faults else parametrisation.base_model(model)
+    if base is not None and (problem := next(model_problems(base), None)):
+        where = ".".join(str(key) for key in problem.path[1:])
+        yield Problem(("model", "parametrisation"), f"the base model's {where}: {problem.message}")
 
 
 def _learned(model: Model) -> Iterator[Problem]:
