@@ -10,9 +10,18 @@ from typing import NamedTuple
 from cupola.errors import InputError
 from cupola.recipe import parametrisation
 from cupola.recipe.clock import Clock, length_fault
+from cupola.recipe.curve import Curve
 from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
-from cupola.recipe.schema import KINDS, LARGEST_BF16_DECAY, Corpus, Optimizer, Recipe, Stage
+from cupola.recipe.schema import (
+    KINDS,
+    LARGEST_BF16_DECAY,
+    Corpus,
+    LearningRate,
+    Optimizer,
+    Recipe,
+    Stage,
+)
 from cupola.recipe.structure import did_you_mean
 
 STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and no check here depends on it
@@ -266,6 +275,7 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
             ("scale", "microbatch_tokens"),
             f"{microbatch} is less than one row of {longest} tokens of stage {name}; raise it, or say auto",
         )
+    yield from _learning_rate((*path, "learning_rate"), stage.learning_rate)
     if stage.tokens is None:
         yield Problem(path, 'tokens is missing: how long the stage is, such as "20M tokens" or "1000 steps"')
         return
@@ -273,6 +283,14 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
         Clock(stage, STAND_IN_EPOCH)
     except InputError as error:
         yield Problem(path, str(error))
+
+
+def _learning_rate(path: tuple[str, ...], settings: LearningRate) -> Iterator[Problem]:
+    if settings.decay == "constant" or isinstance(settings.decay, Curve):
+        kind = "constant" if settings.decay == "constant" else "given by shares of the peak"
+        for key in ("decay_over", "final"):
+            if getattr(settings, key):
+                yield Problem((*path, key), f"has no effect where decay is {kind}; remove it")
 
 
 def _carry(path: tuple[str, ...], stage: Stage, before: Stage | None) -> Iterator[Problem]:

@@ -148,6 +148,48 @@ def test_every_family_resumes_bit_for_bit(model, tiny_recipe, tmp_path):
     assert final_weights(tmp_path / "broken") == final_weights(tmp_path / "straight")
 
 
+GROWTH = {
+    "steps": {
+        "sequence_length": "{0%: 16, 40%: 32, 70%: 64}",
+        "batch_tokens": "{0%: 128, 30%: 320, 60%: 768}",
+    },
+    "evenly": {
+        "sequence_length": "{points: {0%: 16, 80%: 64}, between: linear}",
+        "batch_tokens": "{points: {0%: 128, 80%: 768}, between: linear, multiple: 64}",
+        "data": "{points: {0%: {manual: 1}, 100%: {reference: 1}}, between: linear}",
+        "z_loss": "{points: {0%: 1e-3, 100%: 0}, between: cosine}",
+        "learning_rate": "{peak: 0.01, warmup: 10%, decay: 1-sqrt, decay_over: 40%, batch_rule: sqrt}",
+    },
+}
+
+
+@pytest.mark.parametrize("growth", GROWTH)
+@pytest.mark.parametrize("kind", ["adamw", "muon", "soap"])
+def test_every_optimizer_resumes_bit_for_bit_through_every_kind_of_growth(
+    kind, growth, tiny_recipe, tmp_path
+):
+    """Killed early and in the middle of the growth."""
+    changing = "{points: {0%: 0.2, 100%: 0.0}, between: linear}"
+    optimizer = f"{{kind: {kind}, weight_decay: {changing}"
+    optimizer += ", momentum: {0%: 0.85, 30%: 0.95}}" if kind == "muon" else "}"
+    settings = {**GROWTH[growth], "optimizer": optimizer}
+    brief = ["evaluate={every: 100%, tokens: 16, prompts: [The], sample_tokens: 1}"]
+    brief += ["stages.pretrain.tokens=9k"]
+    recipe = load(
+        tiny_recipe, [*brief, *(f"stages.pretrain.{key}={value}" for key, value in settings.items())]
+    )
+    assert run(recipe, tmp_path / "straight", "pretrain", Display(), check_first=False).error is None
+    for at in (5, 11):
+        with pytest.raises(Crash):
+            run(recipe, tmp_path / "broken", "pretrain", Saboteur([at], "crash"), check_first=False)
+    assert run(recipe, tmp_path / "broken", "pretrain", Display(), check_first=False).error is None
+    assert final_weights(tmp_path / "broken") == final_weights(tmp_path / "straight")
+    rows = RunFolder(tmp_path / "broken").stage(1, "pretrain").metrics.read_text().splitlines()
+    seen = [json.loads(row) for row in rows]
+    assert {row["sequence_length"] for row in seen} >= {16, 32, 64}
+    assert len({row["batch_tokens"] for row in seen}) >= 3
+
+
 @pytest.mark.multiprocess
 def test_killed_processes_end_the_same(tiny_recipe, tmp_path, straight):
     """kill -9 at random moments of real processes, then once to the end."""
