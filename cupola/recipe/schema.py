@@ -232,7 +232,7 @@ class Health(Strict):
 
     shorthand: ClassVar[str | None] = "every"
     every: Looks = "auto"
-    """Interval, on each stage's clock, or `off`; `auto` is 50 steps or 2% of the stage, what is longer."""
+    """Interval, on each stage's clock, or `off`; `auto` is 25 steps or 2% of the stage, what is longer."""
 
 
 LARGEST_BF16_DECAY = 0.99
@@ -254,8 +254,9 @@ class Optimizer(Strict):
     weight_decay: Positive = Curve.constant(0.1)
     """Decoupled decay, of matrices only; may change over the stage."""
     momentum: ShareCurve = Curve.constant(0.95)
-    """Muon's momentum (Nesterov); may change over the stage, such as
-    `{points: {0%: 0.85, 5%: 0.95}, between: linear}`."""
+    """Muon's momentum; may change over the stage, such as `{points: {0%: 0.85, 5%: 0.95}, between: linear}`."""
+    nesterov: bool = True
+    """Muon orthogonalises the momentum with the newest gradient counted once more."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Learning rate of embedding, head and vectors relative to the matrices'."""
     precondition_every: int = Field(default=10, ge=1)
@@ -271,6 +272,7 @@ class Optimizer(Strict):
 
     only: ClassVar[dict[str, tuple[str, ...]]] = {
         "momentum": ("muon",),
+        "nesterov": ("muon",),
         "precondition_every": ("soap",),
         "covariance_decay": ("soap",),
         "largest_preconditioned": ("soap",),

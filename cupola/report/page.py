@@ -10,6 +10,7 @@ import numpy as np
 
 from cupola import storage
 from cupola.display import count, duration, size
+from cupola.report.health import faults_of, health_svgs
 from cupola.report.plots import curve_svgs, loss_plot_svg, palette_css
 from cupola.report.records import RunRecords, StageRecords, finite_figures, read_records
 from cupola.train.metrics import mean_of_last
@@ -50,6 +51,8 @@ def render(records: RunRecords) -> str:
         yardsticks=[_figure(yardsticks.get(source)) for source in sources] if yardsticks else [],
         loss=loss_plot_svg(records.stages, standalone=False),
         curves=curve_svgs(records.stages, yardsticks),
+        health=health_svgs(records.stages),
+        faults=faults_of(records.stages),
         samples=_samples(records),
         events=_events(records.ledger),
         events_left_out=max(0, len(records.ledger) - EVENTS_SHOWN),

@@ -83,7 +83,7 @@ def loss_plot_svg(stages: Sequence[StageRecords], standalone: bool = True) -> st
         standalone: a whole SVG file with its own colours for light and dark; otherwise it takes those of
             the page that holds it.
     """
-    return _draw(stages, [("training loss (nats per token)", _loss)], standalone)
+    return draw_over_tokens(stages, [("training loss (nats per token)", _loss)], standalone)
 
 
 def curve_svgs(stages: Sequence[StageRecords], yardsticks: dict[str, float]) -> list[str]:
@@ -108,10 +108,10 @@ def curve_svgs(stages: Sequence[StageRecords], yardsticks: dict[str, float]) -> 
         [("share of each source", _shares)],
         [("memory in use (bytes)", _column("memory_bytes"))],
     ]
-    return [svg for panels in figures if (svg := _draw(stages, panels, standalone=False))]
+    return [svg for panels in figures if (svg := draw_over_tokens(stages, panels, standalone=False))]
 
 
-def _draw(
+def draw_over_tokens(
     stages: Sequence[StageRecords],
     panels: Sequence[tuple[str, Callable[[Axes, Sequence[StageRecords]], bool]]],
     standalone: bool,
@@ -254,17 +254,22 @@ def _column(name: str, log: bool = False, percent: bool = False) -> Callable[...
             if len(x):
                 axes.plot(x, mean, color=SERIES[1])
                 shown = True
-        if log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        elif shown:
-            axes.set_ylim(bottom=0)
-        formatter = _percent if percent else _plain
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatter(value)))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        scale_values(axes, shown, log, percent)
         return shown
 
     return draw
+
+
+def scale_values(axes: Axes, shown: bool, log: bool = False, percent: bool = False) -> None:
+    """The vertical axis: from 0 or logarithmic, in plain numbers or percentages."""
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    elif shown:
+        axes.set_ylim(bottom=0)
+    formatter = _percent if percent else _plain
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatter(value)))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
 def _percent(value: float) -> str:

@@ -29,11 +29,13 @@ COLUMNS = (
     "memory_bytes",
     "seconds",
 )
+LISTS = ("evaluations", "samples", "health")
+"""The other files of rows."""
 
 
 @dataclass
 class StageRecords:
-    """One stage: its facts, its metrics as columns, and what was evaluated and written on the way.
+    """One stage: its facts, its metrics as columns, and what was evaluated, written and seen on the way.
 
     Attributes:
         columns: name -> float64 (steps,), NaN where a row lacks the value.
@@ -48,6 +50,7 @@ class StageRecords:
     shares: dict[str, np.ndarray]
     evaluations: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    health: list[dict[str, Any]] = field(default_factory=list)
     offset: float = 0.0
     torn: int = 0
 
@@ -150,7 +153,7 @@ def _read_stage(path: Path) -> StageRecords:
         for column in shares.values():
             if len(column) < rows:
                 column.append(0.0)
-    read = {name: list(json_lines.read(path / f"{name}.jsonl")) for name in ("evaluations", "samples")}
+    read = {name: list(json_lines.read(path / f"{name}.jsonl")) for name in LISTS}
     return StageRecords(
         name=path.name.partition("-")[2],
         facts=_object(path / "stage.json"),
@@ -158,6 +161,7 @@ def _read_stage(path: Path) -> StageRecords:
         shares={source: np.array(column) for source, column in shares.items()},
         evaluations=[row for row in read["evaluations"] if row is not None],
         samples=[row for row in read["samples"] if row is not None],
+        health=[row for row in read["health"] if row is not None],
         torn=torn + sum(row is None for rows in read.values() for row in rows),
     )
 

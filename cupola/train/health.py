@@ -6,8 +6,8 @@ recurrent layers, gradient norms, and the change of the weights against the weig
 `health.jsonl`, a figure one curve of TensorBoard; the report draws them, and `docs/health.md` says how to
 read them.
 
-Costs: with `auto` a look every 50 steps or 2% of the stage, whichever is longer, so at most 2% as long as a
-look is no dearer than a step; `python -m bench.health` measures it.
+Costs: with `auto` a look every 25 steps or 2% of the stage, whichever is longer, so at most 2% as long as a
+look costs less than half a step (it is 0.1 to 0.2 in the benchmark); `python -m bench.health` measures it.
 """
 
 import math
@@ -27,7 +27,7 @@ from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Health
 from cupola.train.look import Figures, Look
 
-AUTO_STEPS, AUTO_LOOKS = 50, 50
+AUTO_STEPS, AUTO_LOOKS = 25, 50
 """`auto`: at least so many steps apart, at most so many looks a stage."""
 
 LARGEST_SCORE = 100.0

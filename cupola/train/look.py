@@ -195,7 +195,7 @@ class Update:
 
     def _after_step(self, *_: Any) -> None:
         begun = time.perf_counter()
-        for before, (_, parameter) in zip(self._before, self._weighed, strict=True):
+        for before, (_place, parameter) in zip(self._before, self._weighed, strict=True):
             before.sub_(_sampled(parameter))
         self._keep_norms("changes", list(zip(self._places(), self._before, strict=True)))
         self._before = []

@@ -95,7 +95,7 @@ def test_trouble_is_told_once_of_each_kind(tmp_path, watching, monkeypatch):
         ("off", "1000 steps", None),
         ("auto", "10000 steps", Quantity(200, "steps")),
         ("auto", "10001 steps", Quantity(201, "steps")),  # 50 looks, not 51
-        ("auto", "300 steps", Quantity(50, "steps")),
+        ("auto", "300 steps", Quantity(25, "steps")),
         ("2%", "300 steps", Quantity(2, "%")),
     ],
 )
