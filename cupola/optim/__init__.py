@@ -12,8 +12,9 @@ from torch import nn
 
 from cupola.models import table
 from cupola.optim.adamw import AdamW
-from cupola.optim.groups import by_role, factors_of, roles_of, set_values
-from cupola.optim.muon import Muon, iteration_dtype
+from cupola.optim.groups import by_role, factors_of, fused_in, roles_of, set_values
+from cupola.optim.muon import Muon
+from cupola.optim.newton_schulz import iteration_dtype
 from cupola.optim.soap import Soap
 from cupola.optim.state import load_optimizer_state, optimizer_state
 from cupola.recipe import schema
@@ -34,6 +35,7 @@ def build(
     module: nn.Module,
     settings: schema.Optimizer | None,
     roles: Mapping[str, table.Role] | None = None,
+    fused: Mapping[str, tuple[int, ...]] | None = None,
 ) -> AdamW:
     """The optimizer of a stage; its learning rate and weight decay are 0 until `set_values`.
 
@@ -41,13 +43,17 @@ def build(
         settings: None for the defaults.
         roles: of every parameter by name; by default as the module's table declares them, with the learning
             rates that its parametrisation asks for.
+        fused: rows of each of the matrices that are fused in a parameter, by name; by default as declared.
     """
     settings = settings or schema.Optimizer()
     factors = factors_of(module, settings.kind) if roles is None else None
     found = by_role(module, settings, roles or roles_of(module), factors)
     betas, eps = settings.betas, settings.epsilon
     if settings.kind == "muon":
-        return Muon(found, lr=0.0, betas=betas, eps=eps)
+        rows = fused_in(module) if fused is None and roles is None else fused or {}
+        in_group = {module.get_parameter(name): own for name, own in rows.items()}
+        found = [{**group, "fused": in_group} for group in found]
+        return Muon(found, lr=0.0, nesterov=settings.nesterov, betas=betas, eps=eps)
     if settings.kind == "soap":
         return Soap(
             found,

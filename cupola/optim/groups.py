@@ -26,6 +26,11 @@ def roles_of(module: Any) -> dict[str, table.Role]:
     return {name: declared[name] for name, _ in module.named_parameters()}
 
 
+def fused_in(module: Any) -> dict[str, tuple[int, ...]]:
+    """The rows of each of the matrices that are fused in one parameter of a `cupola.models` module."""
+    return {p.name: p.fused for p in table.parameters(module.settings, module.vocabulary) if p.fused}
+
+
 def factors_of(module: Any, kind: str) -> dict[str, transfer.Factors]:
     """What the parametrisation says of each parameter of a `cupola.models` module.
 

@@ -60,7 +60,7 @@ class Layout(Protocol):
         """This process's part of every parameter's update.
 
         Args:
-            updates: whole, of the matrices that are `mine`.
+            updates: whole, of the matrices that are `mine`; not necessarily contiguous.
         """
         ...
 

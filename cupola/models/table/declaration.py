@@ -19,6 +19,9 @@ class Parameter:
     `torch.nn.Linear`; one of three axes, (experts, outputs, inputs), is a batch of matrices, and each of them
     is cut and orthogonalised by itself.
 
+    `fused` names the rows of each of the matrices that are one parameter, row below row (query, key and value;
+    gate and up): each is orthogonalised by itself. Empty, as with all of ours so far: it is one matrix.
+
     `cut` is how tensor parallelism shards it, in Megatron-LM's terms (Shoeybi et al. 2019):
 
     - colwise: by outputs, the last axis but one (a bias's only axis), in whole multiples of `unit` rows, so
@@ -41,6 +44,7 @@ class Parameter:
     draw: str = "normal"
     unit: int = 1
     layer: int = 0
+    fused: tuple[int, ...] = ()
     base: tuple[int, ...] | None = None
 
     @property
