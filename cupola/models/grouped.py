@@ -5,8 +5,9 @@ experts, forward and backward, are taken in a fixed order (a plain index's backw
 of the hardware), so that the same inputs give the same bits.
 
 `grouped_linear` is torch's grouped product where there is one: on a GPU one kernel for all groups (in bf16,
-rows of whole 16 bytes, Ampere or later; it has not run on one yet), on CPU a loop inside torch.
-`looped_linear` is the same as a loop here: the reference, and the fallback.
+Ampere or later; it has not run on one yet), on CPU a loop inside torch. It takes rows of whole 16 bytes, so
+widths that are no multiple of 8 in bf16 (of 4 in fp32) are padded with zeros, which costs copies of rows and
+weights; choose a multiple. `looped_linear` is the same as a loop here: the reference, and the fallback.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from cupola.models.layers import compute_dtype
 
 _GROUPED_MM: Any = getattr(F, "grouped_mm", None)
+ROW_BYTES = 16
+"""torch's grouped product takes rows of a whole number of these."""
 
 
 class Groups(NamedTuple):
@@ -119,7 +122,14 @@ def grouped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     rows, weight = rows.to(dtype), weight.to(dtype)
     if _GROUPED_MM is None or dtype == torch.float64:  # torch's has no fp64
         return looped_linear(rows, weight, groups)
-    return _GroupedLinear.apply(rows, weight, groups.ends)
+    outputs, inputs = weight.shape[1:]
+    step = ROW_BYTES // rows.element_size()
+    more_inputs, more_outputs = -inputs % step, -outputs % step
+    if more_inputs:
+        rows = F.pad(rows, (0, more_inputs))
+    if more_inputs or more_outputs:
+        weight = F.pad(weight, (0, more_inputs, 0, more_outputs))
+    return _GroupedLinear.apply(rows, weight, groups.ends)[:, :outputs]
 
 
 def looped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:

@@ -181,6 +181,40 @@ def test_grouped_products_equal_the_loop(route, dtype):
     assert not found[2][idle].any()
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(20, 24), (24, 20), (3, 5), (1, 1), (12, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_any_width(inputs, outputs, dtype):
+    """torch's product takes rows of whole 16 bytes alone."""
+    groups = groups_of(ROUTES["spread"], 8)
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(80, inputs, generator=generator).to(dtype)
+    weight = torch.randn(8, outputs, inputs, generator=generator).to(dtype).requires_grad_()
+    found = with_gradients(lambda x: grouped_linear(x, weight, groups), rows, [weight])
+    expected = with_gradients(lambda x: looped_linear(x, weight, groups), rows, [weight])
+    assert [tensor.shape for tensor in found] == [(80, outputs), (80, inputs), (8, outputs, inputs)]
+    close(found, expected, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize(("width", "expert"), [(48, 20), (44, 24), (30, 13)])
+def test_a_mixture_of_any_width_in_bf16_is_the_formula(width, expert):
+    settings = Settings(count=4, active=2, width=expert)
+    module = Experts(Model(layers=1, width=width, heads=2, experts=settings), 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    x = torch.randn(1, 30, width, generator=generator)
+
+    def in_bf16(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(module, x)
+
+    parameters = list(module.parameters())
+    expected = with_gradients(lambda x: plain(module, x), x, parameters)
+    for left, right in zip(with_gradients(in_bf16, x, parameters), expected, strict=True):
+        assert float((left - right).norm() / right.norm()) < 0.02
+
+
 def test_the_loop_serves_where_torch_has_no_grouped_product(monkeypatch):
     module = layer()
     parameters = list(module.parameters())
