@@ -36,6 +36,7 @@ COMMANDS = {
     "checkpoint": "List or verify the checkpoints of a run.",
     "recipe": "Show a resolved recipe, the schema, or what is shipped.",
     "runs": "List the runs and how far they are.",
+    "health": "Show the last look at the numbers inside a run's model.",
 }
 SPINS = "2000"
 """How long torch's CPU threads wait for each other busily before they sleep, for libgomp, which reads it

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from cupola import json_lines
 from cupola.checkpoint import verifying
 from cupola.checkpoint.names import checkpoints, step_of
 from cupola.display import Display
-from cupola.errors import CupolaError
+from cupola.errors import CupolaError, InputError
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run, runs_in
 
 
@@ -56,6 +57,31 @@ def _row(stage: StageFolder, path: Path, contents: bool) -> dict[str, Any]:
 def list_runs(root: Path) -> list[dict[str, Any]]:
     """The runs in a folder, with the state of each stage, and `error` where a record is damaged."""
     return [_run_row(run) for run in runs_in(root)]
+
+
+def last_look(run: str | Path, stage: str | None = None) -> dict[str, Any]:
+    """The newest row of numerical health of a run, with its stage.
+
+    Args:
+        stage: by default the last one that was looked at.
+
+    Raises:
+        InputError: no such run or stage, or it was never looked at.
+    """
+    folder = find_run(run)
+    stages = folder.stages()
+    names = [known.name for known in stages]
+    if stage is not None and stage not in names:
+        raise InputError(f"--stage {stage}: no such stage; {folder.path} has {', '.join(names) or 'none'}")
+    for known in reversed(stages):
+        rows = json_lines.read_whole(known.health) if stage in (None, known.name) else []
+        if rows:
+            return {"stage": known.name, **rows[-1]}
+    where = f"{folder.path}: " + (f"stage {stage}" if stage else "no stage")
+    raise InputError(
+        f"{where} was {'not ' if stage else ''}looked at yet; `health: 10 steps` in the recipe (or --set) "
+        "looks more often"
+    )
 
 
 def _run_row(folder: RunFolder) -> dict[str, Any]:
