@@ -91,7 +91,11 @@ def propose(subject: Subject, family: str = "transformer") -> Proposal:
             "learning_rate.warmup", warmup, f"{WARMUP_STEPS} steps, at most {LONGEST_WARMUP:.0%} of the run"
         ),
         Choice("learning_rate.decay", "linear to 0", DECAY_SHAPE),
-        Choice("sequence_length", str(subject.sequence_length), "the model's context, or what is asked for"),
+        Choice(
+            "sequence_length",
+            str(subject.sequence_length),
+            "what is asked for, or the model's context up to 8192",
+        ),
     )
     return Proposal(subject, tuple(found), choices, stage, tuple(_notes(subject, found, family)))
 

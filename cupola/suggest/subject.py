@@ -8,6 +8,8 @@ from cupola.recipe.parametrisation import base_model
 
 LONG, MIDDLE, SHORT = 2048, 1024, 512
 """Rows where nothing states their length: above 100 million parameters, above 10 million, below."""
+LONGEST = 8192
+"""Rows at most, unless they are asked for: longer contexts are reached after pre-training."""
 CHINCHILLA = 20
 """Tokens a parameter that are compute-optimal, roughly (Hoffmann et al. 2022)."""
 
@@ -60,17 +62,19 @@ def subject_of(
     if model is None:
         assert parameters is not None
         notes = ["no model: embedding and head are left out, and FLOPs are 6 a parameter and token"]
-        body, flops, context = parameters, 6.0 * parameters, None
+        whole = body = parameters
+        flops, context = 6.0 * parameters, None
     else:
+        whole = table.count(model, vocabulary)
         model, notes = _tuned(model)
         parameters, context = table.count(model, vocabulary), model.max_positions
         body = table.active_count(model, vocabulary) - _outside(model, vocabulary)
-    length = sequence_length or context or default_length(body)
+    length = sequence_length or min(context or default_length(body), LONGEST)
     if model is not None:
-        whole = table.flops_per_token(model, vocabulary, length, causal=False)
-        flops = whole - 6.0 * vocabulary * model.width
+        flops = table.flops_per_token(model, vocabulary, length, causal=False)
+        flops -= 6.0 * vocabulary * model.width
     if tokens is None:
-        tokens = CHINCHILLA * parameters
+        tokens = CHINCHILLA * whole
         notes.append("no budget was given: 20 tokens a parameter (Hoffmann et al. 2022)")
     return Subject(parameters, body, flops, tokens, length, optimizer, tuple(notes))
 
