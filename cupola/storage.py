@@ -8,6 +8,7 @@ be replaced: that one is put back. Permissions are what the umask leaves, so tha
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -106,15 +107,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator[Path]:
+def new_folder(target: Path, facts: dict[str, Any] | None = None, replace: bool = True) -> Iterator[Path]:
     """Make a folder that appears whole: yields a folder aside, which becomes `target` on leaving.
 
     On leaving, every file is hashed into `manifest.json` beside `facts`, the manifest is sealed, all is
-    fsynced, and the folder is renamed; an old `target` is replaced. If the body raises, nothing remains.
+    fsynced, and the folder is renamed. If the body raises, nothing remains.
+
+    Args:
+        replace: an old `target` is replaced; otherwise one that is there by then, whoever made it, stays as
+            it is.
 
     Raises:
-        CupolaError: the disk is full or not writable; names the folder.
+        CupolaError: the disk is full or not writable, or `target` is there and not to be replaced; names the
+            folder.
     """
+    with appearing(target, replace) as aside:
+        yield aside
+        _seal(aside, facts or {})
+
+
+@contextlib.contextmanager
+def appearing(target: Path, replace: bool = True) -> Iterator[Path]:
+    """`new_folder` without a manifest, for a folder whose files are safe on the disk already."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
@@ -124,12 +138,36 @@ def new_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator[Pa
         raise CupolaError(f"{target}: cannot be written ({error.strerror})") from error
     try:
         yield aside
-        _seal(aside, facts or {})
-        _put_in_place(aside, target)
+        if replace:
+            _put_in_place(aside, target)
+        else:
+            _put_where_nothing_is(aside, target)
     except OSError as error:
         raise CupolaError(f"{target}: cannot be written ({error.strerror or error})") from error
+    except CupolaError as error:
+        # The folder aside is gone when this is read.
+        error.args = tuple(str(word).replace(str(aside), str(target)) for word in error.args)
+        error.problem = error.problem.replace(str(aside), str(target))
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_where_nothing_is(aside: Path, target: Path) -> None:
+    """Rename to a name that must be free: a rename to a folder with something in it fails, so that between
+    the look and the rename no more than an empty one can be lost."""
+    try:
+        if os.path.lexists(target):
+            raise FileExistsError
+        os.rename(aside, target)
+    except OSError as error:
+        if isinstance(error, FileExistsError) or error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+            raise CupolaError(
+                f"{target}: somebody else made it meanwhile, so it was left as it is and nothing was written",
+                "choose another name",
+            ) from None
+        raise
+    fsync_path(target.parent)
 
 
 def _open_up(folder: Path) -> None:

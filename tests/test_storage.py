@@ -1,11 +1,13 @@
 """Folders and files appear whole, whatever interrupts; leftovers are swept; the umask says who may read."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,49 @@ def test_a_flipped_bit_anywhere_in_a_manifest_is_found(tmp_path):
         path.write_bytes(data)
         with pytest.raises(CupolaError):
             storage.verify(tmp_path / "it")
+
+
+def make_unless_there(target: Path, meanwhile: Callable[[], object]) -> None:
+    with storage.new_folder(target, replace=False) as aside:
+        (aside / "new").touch()
+        meanwhile()
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced_unasked(tmp_path):
+    target = tmp_path / "it"
+    refused = pytest.raises(CupolaError, match=r"it: somebody else made it meanwhile.*; choose another name")
+    with refused:
+        make_unless_there(target, target.mkdir)
+    (target / "precious").write_text("mine")
+    with refused:
+        make_unless_there(target, lambda: None)
+    assert (names(tmp_path), names(target)) == (["it"], ["precious"])
+    shutil.rmtree(target)
+    with refused:
+        make_unless_there(target, lambda: target.symlink_to("nowhere"))
+    target.unlink()
+    make_unless_there(target, lambda: None)
+    assert names(target) == [storage.MANIFEST, "new"]
+
+
+def test_made_between_the_look_and_the_rename_it_is_left_too(tmp_path, monkeypatch):
+    make(tmp_path / "it", "old")
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    with pytest.raises(CupolaError, match="somebody else made it meanwhile"):
+        make_unless_there(tmp_path / "it", lambda: None)
+    assert storage.verify(tmp_path / "it")["text"] == "old"
+
+
+@pytest.mark.parametrize("kind", [OSError, CupolaError])
+def test_what_fails_in_a_folder_aside_is_said_of_its_target(tmp_path, kind):
+    def fail(aside):
+        if kind is CupolaError:
+            raise CupolaError(f"{aside / 'weights'}: cannot be written", "make room")
+        with (aside / "full").open("wb"):
+            raise OSError(28, "No space left on device", str(aside / "full"))
+
+    with pytest.raises(CupolaError) as caught, storage.new_folder(tmp_path / "it") as aside:
+        fail(aside)
+    assert storage.ASIDE not in f"{caught.value} {caught.value.problem}"
+    assert str(caught.value).startswith(str(tmp_path / "it"))
+    assert names(tmp_path) == []

@@ -66,7 +66,7 @@ def write_folder(
 
     Raises:
         InputError: no architecture of Hugging Face's computes the model.
-        CupolaError: the disk is full or not writable.
+        CupolaError: the disk is full or not writable, or the folder appeared meanwhile.
     """
     format_ = of_model(model)
     vocabulary = state["embedding.weight"].shape[0]
@@ -77,7 +77,7 @@ def write_folder(
     name = str(DTYPES[dtype]).removeprefix("torch.")
     # transformers 5 reads `dtype`, 4 `torch_dtype`.
     fields |= {"bos_token_id": end, "eos_token_id": end, "dtype": name, "torch_dtype": name}
-    with storage.new_folder(target) as aside:
+    with storage.new_folder(target, replace=False) as aside:
         storage.write_json(aside / configs.FILE, fields)
         generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
         storage.write_json(aside / "generation_config.json", generation)

@@ -203,7 +203,7 @@ def write_folder(
 
     Raises:
         InputError: it is no RWKV-7 as the runtime computes it; names the settings.
-        CupolaError: the disk is full or not writable.
+        CupolaError: the disk is full or not writable, or the folder appeared meanwhile.
     """
     if wanted := objections(model):
         raise InputError(f"model: RWKV's runtime has no such model; it would need {', '.join(wanted)}")
@@ -214,10 +214,12 @@ def write_folder(
             tensors[name] = tensor.to("cpu", DTYPES[dtype]).contiguous()
     if model.tied:
         tensors["head.weight"] = tensors["emb.weight"].clone()
-    with storage.new_folder(target) as aside, (display or Display()).task("writing weights"):
+    with storage.new_folder(target, replace=False) as aside, (display or Display()).task("writing weights"):
         tokenizer.save(aside)
         try:
-            torch.save(tensors, aside / FILE)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise CupolaError(f"{target / FILE}: cannot be written ({error})") from error
+            # Of a file that it opens itself torch does not say why it can't be written.
+            with (aside / FILE).open("wb") as file:
+                torch.save(tensors, file)
+        except OSError as error:
+            raise CupolaError(f"{target / FILE}: cannot be written ({error.strerror})") from error
     return KIND

@@ -44,7 +44,7 @@ def export_run(
 
     Raises:
         InputError: the folder exists, there is no such run, or no format holds its model; nothing is written.
-        CupolaError: the weights do not verify, or the disk is full.
+        CupolaError: the weights do not verify, the disk is full, or the folder appeared meanwhile.
     """
     if out.exists():
         raise InputError(f"{out}: exists; an export makes a new folder, so choose another with --out")

@@ -5,11 +5,7 @@ checkpoints are. The run's recipe names model and tokenizer but no stages: what 
 not known here, so nothing of it can be trained again.
 """
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ from cupola.checkpoint import folder as checkpoint
 from cupola.corpus import tokenizer as tokenizers
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, count
-from cupola.errors import CupolaError, InputError
+from cupola.errors import InputError
 from cupola.export import config, rwkv7
 from cupola.export.folder import Imported, read_folder
 from cupola.models import table
@@ -66,6 +62,7 @@ def import_model(
 
     Raises:
         InputError: the folder exists, or the source is not usable: one line, and nothing was written.
+        CupolaError: the disk is full, or the folder appeared meanwhile.
     """
     name = _name(name, out or source)
     target = out or runs_root() / name
@@ -78,7 +75,7 @@ def import_model(
     length = _sequence_length(found, sequence_length, display)
     count_ = table.count(found.model, found.vocabulary)
     display.say(f"{found.kind} of {count(count_)} parameters, vocabulary {found.vocabulary}")
-    with _appearing(target) as aside:
+    with storage.appearing(target, replace=False) as aside:
         saved = _write(RunFolder(aside), name, source, found, speaker, length, display)
     path = target / saved.relative_to(aside)
     return ImportReport(str(target), found.kind, count_, found.vocabulary, length, str(path))
@@ -146,26 +143,6 @@ def _sequence_length(found: Imported, asked: int | None, display: Display) -> in
         " --sequence-length says more"
     )
     return LONGEST_CONTEXT
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A folder aside that becomes `target` on leaving; on an error nothing of it remains."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        storage.sweep(target)
-        aside = storage.aside_of(target)
-        aside.mkdir()
-    except OSError as error:
-        raise CupolaError(f"{target}: cannot be written ({error.strerror})") from error
-    try:
-        yield aside
-        os.rename(aside, target)
-        storage.fsync_path(target.parent)
-    except OSError as error:
-        raise CupolaError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(

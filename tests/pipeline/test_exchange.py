@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cupola.cli import main
+from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import InputError
 from cupola.evaluate import bits_per_byte
@@ -125,6 +126,27 @@ def test_existing_folders_are_never_touched(folder, run, tmp_path, capsys):
     assert main(["export", str(run), "--out", str(folder)]) == 2
     assert "exists" in capsys.readouterr().err
     assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_nor_are_those_that_appear_while_it_works(folder, run, tmp_path, monkeypatch, capsys):
+    """By a promise that was once only kept at the start."""
+    target = tmp_path / "theirs"
+
+    save = Tokenizer.save
+
+    def save_and_be_overtaken(tokenizer, aside):
+        save(tokenizer, aside)
+        target.mkdir()
+        (target / "precious").write_text("mine")
+
+    monkeypatch.setattr(Tokenizer, "save", save_and_be_overtaken)
+    for command in (["export", str(run)], ["import", str(folder)]):
+        assert main([*command, "--out", str(target)]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"{target}: somebody else made it meanwhile, so it was left as it is" in error
+        assert [path.name for path in target.iterdir()] == ["precious"]
+        shutil.rmtree(target)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_a_failed_import_leaves_nothing(folder, tmp_path):
