@@ -7,7 +7,7 @@ torch's `weights_only`, which refuses whatever is not tensors.
 import json
 import pickle
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import torch
@@ -39,7 +39,8 @@ class TensorFiles:
         """One tensor, fp32.
 
         Raises:
-            InputError: it holds no floating-point numbers (quantised weights), or can't be read.
+            InputError: it holds no floating-point numbers (quantised weights), some that are not finite, or
+                can't be read.
         """
         try:
             tensor = self._read(name)
@@ -48,21 +49,28 @@ class TensorFiles:
         if tensor.dtype not in NUMBERS:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise InputError(f"{self.origin}: {name} is {kind}, not plain numbers; nothing was imported")
-        return tensor.to(torch.float32)
+        tensor = tensor.to(torch.float32)
+        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+            raise InputError(
+                f"{self.origin}: {name} has {bad} of {tensor.numel()} elements that are no finite numbers;"
+                " nothing was imported"
+            )
+        return tensor
 
 
 def open_folder(folder: Path) -> TensorFiles:
-    """The tensors of a Hugging Face folder: safetensors before `.bin`, one file or shards.
+    """The tensors of a Hugging Face folder: safetensors before `.bin`, one file before shards, as
+    transformers does.
 
     Raises:
         InputError: there are none, a shard is missing, or a file is damaged.
     """
     for name, opened in ((SAFETENSORS, _open_safetensors), (BIN, open_pickles)):
+        if (folder / name).is_file():
+            return opened([folder / name], str(folder / name))
         index = folder / f"{name}.index.json"
         if index.is_file():
             return opened([folder / shard for shard in _shards(index)], str(folder))
-        if (folder / name).is_file():
-            return opened([folder / name], str(folder / name))
     raise InputError(f"{folder}: has neither {SAFETENSORS} nor {BIN}, whole or in shards")
 
 
@@ -72,6 +80,10 @@ def _shards(index: Path) -> list[str]:
         shards = sorted({str(name) for name in names})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: is no index of shards ({error})") from None
+    # By their names alone: a download's files may be links to elsewhere.
+    outside = [name for name in shards if PurePath(name).is_absolute() or ".." in PurePath(name).parts]
+    if outside:
+        raise InputError(f"{index}: names {outside[0]}, which is outside of its folder")
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
         raise InputError(f"{index}: names {missing[0]}, which is not there (of {len(shards)} files)")
@@ -103,6 +115,8 @@ def open_pickles(paths: list[Path], origin: str) -> TensorFiles:
         for name, tensor in _unpickle(path).items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 raise InputError(f"{path}: holds {name!r}, which is no tensor under a name")
+            if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+                raise InputError(f"{path}: {name} is not stored number by number; nothing was imported")
             tensors[name] = tensor
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return TensorFiles(origin, shapes, tensors.__getitem__)
@@ -116,7 +130,11 @@ def _unpickle(path: Path) -> dict[Any, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # torch's message tells how to run what is in it all the same
+        raise InputError(
+            f"{path}: is no file of tensors, or damaged; nothing that it holds was run"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: is no file of tensors, or damaged ({why})") from None
     if not isinstance(found, dict):
@@ -158,7 +176,7 @@ def write_shards(
             try:
                 save_file(tensors, folder / name, metadata={"format": "pt"})
             except (SafetensorError, OSError) as error:
-                raise CupolaError(f"{folder.name}/{name}: cannot be written ({error})") from error
+                raise CupolaError(f"{folder / name}: cannot be written ({error})") from error
             task.advance(sum(sizes[theirs] for pair in group for theirs in pair.theirs))
     if len(groups) > 1:
         where = {t: name for name, group in zip(names, groups, strict=True) for p in group for t in p.theirs}

@@ -1,14 +1,17 @@
 """What can't be imported is refused in one line that names it, and nothing is loaded."""
 
+import json
 import pickle
+import re
+import resource
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cupola.errors import InputError
-from cupola.export.folder import read_folder
-from tests.export.oracles import EXPORTED, change_config, exported, randomised
+from cupola.errors import CupolaError, InputError
+from cupola.export.folder import read_folder, write_folder
+from tests.export.oracles import EXPORTED, byte_tokenizer, change_config, exported, opened, randomised
 
 WEIGHTS = "model.safetensors"
 
@@ -155,6 +158,11 @@ K = "model.layers.1.self_attn.k_proj.weight"
             lambda tensors: tensors.update({K: torch.zeros(32, 64).to(torch.int8)}),
             f"{K} is int8, not plain numbers",
         ),
+        (
+            lambda tensors: tensors[K][3, :5].fill_(torch.inf),
+            f"{K} has 5 of 2048 elements that are no finite",
+        ),
+        (lambda tensors: tensors[K][0, 0].fill_(torch.nan), f"{K} has 1 of 2048 elements that are no finite"),
         (drop("lm_head.weight"), "1 tensor is missing: lm_head.weight"),
         (lambda tensors: tensors.clear(), "tensors are missing: model.embed_tokens.weight, "),
     ],
@@ -214,6 +222,37 @@ def test_a_missing_shard_is_named(tmp_path):
     assert "is no index of shards" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/tmp/model.safetensors", "sub/../../x"])
+def test_shards_outside_of_the_folder_are_not_read(folder, name):
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {K: name}}))
+    assert f"names {name}, which is outside of its folder" in refusal(folder)
+
+
+def test_one_file_counts_before_shards(folder):
+    """As in transformers; an index that was left behind is not read."""
+    before = read_folder(folder).weights
+    save_file({"other": torch.ones(2)}, folder / "old.safetensors")
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"other": "old.safetensors"}}))
+    assert all(torch.equal(before[name], tensor) for name, tensor in read_folder(folder).weights.items())
+    assert torch.equal(opened(folder).get_input_embeddings().weight, before["embedding.weight"])
+
+
+def test_a_disk_without_room_is_said_of_the_folder_that_was_asked_for(tmp_path):
+    """No file may have more than 10,000 bytes: to a writer it is the same."""
+    model = EXPORTED["llama"]
+    state = dict(randomised("llama", model).state_dict())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CupolaError) as caught:
+            write_folder(tmp_path / "out", state, model, byte_tokenizer(), 64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.match(rf"{tmp_path}/out/{WEIGHTS}: cannot be written \(.*File too large", str(caught.value))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pickles_are_read_as_tensors_and_nothing_else(folder):
     expected = read_folder(folder).weights
     tensors = load_file(folder / WEIGHTS)
@@ -230,7 +269,11 @@ def test_pickles_are_read_as_tensors_and_nothing_else(folder):
     path.write_bytes(pickle.dumps(print))
     assert "is no file of tensors, or damaged" in refusal(folder)
     torch.save({"x": Dangerous()}, path)
-    assert "is no file of tensors, or damaged" in refusal(folder)
+    message = refusal(folder)
+    assert "is no file of tensors, or damaged; nothing that it holds was run" in message
+    assert "weights_only" not in message  # torch advises to run it all the same
+    torch.save({"x": torch.ones(3).to_sparse()}, path)
+    assert "x is not stored number by number" in refusal(folder)
 
 
 class Dangerous:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cupola.display import Display
-from cupola.errors import InputError
+from cupola.errors import CupolaError, InputError
 from cupola.export import rwkv7
 from cupola.export.pairs import our_shapes
 from cupola.models import build
@@ -142,6 +142,11 @@ def test_another_version_is_refused_by_its_name(version, tmp_path):
         ),
         (lambda t: t.update(strange=torch.ones(2)), "1 tensor is not expected: strange"),
         (lambda t: t.update({"ln_out.bias": torch.ones(9)}), "ln_out.bias is 9, not 64"),
+        (
+            lambda t: t.update({"emb.weight": t["emb.weight"].to_sparse()}),
+            "emb.weight is not stored number by number",
+        ),
+        (lambda t: t["blocks.1.att.x_r"][0, 0, :2].fill_(torch.nan), "blocks.1.att.x_r has 2 of 64 elements"),
         (lambda t: t.update({"blocks.0.ffn.s_emb.weight": torch.ones(9)}), "RWKV-7a (DeepEmbed)"),
         (lambda t: (t.clear(), t.update(x=torch.ones(1))), "holds no RWKV-7"),
     ],
@@ -151,6 +156,22 @@ def test_what_does_not_belong_is_named(file, spoil, words):
     with pytest.raises(InputError) as caught:
         rwkv7.read_file(file)
     assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class FullDisk:
+    """A tokenizer that leaves no room for the weights."""
+
+    def save(self, folder):
+        (folder / rwkv7.FILE).symlink_to("/dev/full")
+
+
+def test_a_full_disk_is_said_of_the_file_that_was_asked_for(module, tmp_path):
+    with pytest.raises(CupolaError) as caught:
+        rwkv7.write_folder(tmp_path / "goose", dict(module.state_dict()), MODEL, FullDisk())
+    expected = f"{tmp_path / 'goose' / rwkv7.FILE}: cannot be written (No space left on device)"
+    assert str(caught.value) == expected
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
