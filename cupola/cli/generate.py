@@ -67,16 +67,18 @@ def command(
     texts = [_prompt(prompt) for prompt in prompts]
 
     from cupola.generate import continue_texts
+    from cupola.generate.sampling import Sampling
     from cupola.pipeline.opening import open_run
 
     display = ConsoleDisplay()
     opened = open_run(run, display, stage)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    Sampling(**sampling)  # what it refuses is refused before anything is written
+    _warn_if_long(opened, texts, max_tokens, display)
     stream = None
     if not as_json and len(texts) == 1:
         click.echo(texts[0], nl=False)
         stream = Stream(opened.tokenizer)
-    _warn_if_long(opened, texts, max_tokens, display)
     completions = [
         asdict(done)
         for done in continue_texts(

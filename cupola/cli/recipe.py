@@ -76,7 +76,7 @@ def schema(out: Path | None, as_json: bool) -> None:
 @json_option
 def list_shipped(as_json: bool) -> None:
     """List the shipped recipes and model presets, with their parameters."""
-    from cupola.models.table import count
+    from cupola.models.table import active_count, count
     from cupola.recipe.loading import load_preset
     from cupola.recipe.lookup import presets, shipped_recipes, summary
 
@@ -88,7 +88,9 @@ def list_shipped(as_json: bool) -> None:
     for name in presets():
         model = load_preset(name)
         rows = model.rows(SMALL_VOCABULARY)
-        models.append({"name": name, "parameters": count(model, rows), "vocabulary": rows})
+        row = {"name": name, "vocabulary": rows}
+        row |= {"parameters": count(model, rows), "active_parameters": active_count(model, rows)}
+        models.append(row)
     models.sort(key=lambda row: (str(row["name"]).rpartition("-")[0], row["parameters"]))
     if as_json:
         emit({"recipes": recipes, "models": models})
@@ -98,8 +100,10 @@ def list_shipped(as_json: bool) -> None:
         click.echo(f"  {recipe['name']:<16}{recipe['summary']}")
     click.echo("model presets (`model: NAME`, or `base: NAME` in `model:`)")
     for row in models:
+        active = row["active_parameters"]
+        part = "" if active == row["parameters"] else f" ({active:,} active for a token)"
         click.echo(
-            f"  {row['name']:<16}{row['parameters']:>16,} parameters, vocabulary {row['vocabulary']:,}"
+            f"  {row['name']:<16}{row['parameters']:>16,} parameters{part}, vocabulary {row['vocabulary']:,}"
         )
 
 

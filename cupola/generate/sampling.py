@@ -12,7 +12,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from cupola.errors import InputError
+from cupola.errors import CupolaError, InputError
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,34 @@ def choose(logits: Tensor, sampling: Sampling, places: list[tuple[int, int]]) ->
     Returns:
         tokens (batch,) int64, and their log-probabilities under the model itself, before temperature and
         truncation, (batch,) fp32.
+
+    Raises:
+        CupolaError: the logits are not finite.
     """
     logits = logits.float()
     log_normaliser = logits.logsumexp(dim=-1)
+    if not torch.isfinite(log_normaliser).all():
+        raise CupolaError(
+            "the model's logits are not finite: its weights are damaged or its training diverged; "
+            "take an earlier checkpoint"
+        )
     if sampling.banned:
         banned = torch.tensor(sorted(sampling.banned), device=logits.device)
         logits = logits.index_fill(-1, banned, -torch.inf)
     if sampling.temperature == 0:
         tokens = logits.argmax(dim=-1)
     else:
-        tokens = _inverted(logits / sampling.temperature, sampling, places)
+        tokens = _inverted(logits, sampling, places)
     chosen = logits.gather(1, tokens[:, None]).squeeze(1)
     return tokens, chosen - log_normaliser
 
 
 def _inverted(logits: Tensor, sampling: Sampling, places: list[tuple[int, int]]) -> Tensor:
     values, tokens = _candidates(logits, sampling)
-    cumulated = values.double().softmax(dim=-1).cumsum(dim=-1)
+    # From the peak, so that dividing by a temperature near 0 leaves the likeliest at 0 and can't overflow.
+    values = values.double()
+    values = (values - values.amax(dim=-1, keepdim=True)) / sampling.temperature
+    cumulated = values.softmax(dim=-1).cumsum(dim=-1)
     # The last candidate that top_p keeps is the first whose cumulated probability reaches it.
     last = (cumulated < sampling.top_p).sum(dim=-1).clamp_(max=values.shape[-1] - 1)
     total = cumulated.gather(1, last[:, None])

@@ -167,6 +167,7 @@ def _write(
         imported=imported,
         decisions={"precision": "fp32"},
         parameters=table.count(found.model, found.vocabulary),
+        active_parameters=table.active_count(found.model, found.vocabulary),
         vocabulary=found.vocabulary,
     )
     stage = folder.stage(1, IMPORTED)

@@ -15,7 +15,16 @@ IMPORTED = "imported"  # the key of run.json, the ledger's event and the one sta
 RUNNING, DONE = "running", "done"
 
 Count = Annotated[int, Field(ge=0)]
-AFTER_DECISIONS = ("heldout", "parameters", "sources", "vocabulary", "checked", "check", IMPORTED)
+AFTER_DECISIONS = (
+    "heldout",
+    "parameters",
+    "active_parameters",
+    "sources",
+    "vocabulary",
+    "checked",
+    "check",
+    IMPORTED,
+)
 """What is recorded only when it is known what `auto` means."""
 
 
@@ -74,6 +83,7 @@ class RunRecord(Shape):
     heldout: dict[str, HeldOut] = ABSENT
     xz_bits_per_byte: dict[str, float | None] = ABSENT
     parameters: Count = ABSENT
+    active_parameters: Count = ABSENT
     sources: dict[str, dict[str, Any]] = ABSENT
     vocabulary: Count = ABSENT
     checked: str = ABSENT

@@ -132,7 +132,7 @@ def _run(
     folder.record_decisions(decisions.as_json())
     folder.record_recipe(recipe)
     _keep_tokenizer(folder, prepared.tokenizer, display)
-    _record_facts(folder, recipe, prepared)
+    _record_facts(folder, recipe, prepared, display)
     if check_first and any(stage.action == "begin" for stage in planned):
         _check_once(folder, recipe, prepared, decisions, planned, display)
     _run_stages(folder, recipe, prepared, decisions, planned, report, display, pause)
@@ -211,7 +211,7 @@ def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer, display: Display) -
         tokenizer.save(aside)
 
 
-def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> None:
+def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared, display: Display) -> None:
     """What the report sets beside the figures: the model's size, and the held-out text through `xz -9`."""
     heldout = prepared.heldout_facts()
     known = folder.facts()
@@ -221,8 +221,13 @@ def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> None
             heldout=heldout,
             xz_bits_per_byte={name: bits.facts()["bits_per_byte"] for name, bits in xz.items()},
         )
+    parameters = table.count(recipe.model, prepared.vocabulary)
+    active = table.active_count(recipe.model, prepared.vocabulary)
+    part = "" if active == parameters else f", of which a token meets {active:,}"
+    display.say(f"model: {recipe.model.family}, {parameters:,} parameters{part}")
     folder.record(
-        parameters=table.count(recipe.model, prepared.vocabulary),
+        parameters=parameters,
+        active_parameters=active,
         sources=prepared.facts,
         vocabulary=prepared.vocabulary,
     )

@@ -122,11 +122,14 @@ def _without_effect(model: Model, keys: list[str], needed: str) -> Iterator[Prob
 
 
 def _indivisible(path: tuple[str, ...], whole: str, size: int, part: int, name: str) -> Problem:
-    below = size // part * part
-    near = f"{below} or {below + part}" if below else str(part)
-    return Problem(
-        path, f"{whole} {size} is not divisible by {name} {part}; take one of {near}, or another {name}"
-    )
+    return Problem(path, f"{whole} {size} is not divisible by {name} {part}; take {_near(size, part)}")
+
+
+def _near(size: int, part: int) -> str:
+    """The divisors of a size that are nearest to one that does not divide it."""
+    below = next(divisor for divisor in range(min(part, size), 0, -1) if size % divisor == 0)
+    above = next((divisor for divisor in range(part + 1, min(size, 2 * part) + 1) if size % divisor == 0), 0)
+    return f"{below} or {above}" if above else str(below)
 
 
 def _pattern(model: Model) -> Iterator[Problem]:
@@ -186,7 +189,9 @@ def _mamba2(model: Model) -> Iterator[Problem]:
     path = ("model", "mamba2")
     inner = settings.expansion * model.width
     if inner % settings.head_width:
-        yield _indivisible((*path, "head_width"), "inner width", inner, settings.head_width, "head_width")
+        yield _indivisible(
+            (*path, "head_width"), "expansion * width", inner, settings.head_width, "head_width"
+        )
     elif settings.heads(model.width) % settings.groups:
         yield Problem(
             (*path, "groups"),

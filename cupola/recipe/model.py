@@ -146,7 +146,8 @@ FAMILIES = {
 """The blocks that a family may be made of; the first is what it is made of unless a pattern says else."""
 
 
-MOST_REPEATS = 10_000
+MOST_LAYERS = 10_000
+"""Of a model, and repeats in a pattern: a hundred times what is trained; a slip of the keyboard ends here."""
 ATTENTION_ONLY = {
     "heads",
     "key_value_heads",
@@ -179,8 +180,8 @@ def _pattern(value: Any) -> tuple[str, ...]:
 def _repeated(item: str) -> tuple[str, int]:
     """`mamba2 * 3`, also with the sign of multiplication -> ("mamba2", 3)."""
     name, sign, times = item.replace("\u00d7", "*").partition("*")
-    if sign and not (times.strip().isdecimal() and 0 < int(times) <= MOST_REPEATS):
-        raise ValueError(f"{item.strip()!r} repeats no whole number of times, such as {name.strip()} * 3")
+    if sign and not (times.strip().isdecimal() and 0 < int(times) <= MOST_LAYERS):
+        raise ValueError(f"{item.strip()!r} repeats no whole number of times, such as mamba2 * 3")
     return name.strip(), int(times) if sign else 1
 
 
@@ -207,7 +208,7 @@ class Model(Strict):
 
     family: Literal["transformer", "mamba", "mamba2", "rwkv7", "hybrid"] = "transformer"
     """The kind of network."""
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=MOST_LAYERS)
     """Number of blocks."""
     width: int = Field(ge=1)
     """Width of the residual stream."""

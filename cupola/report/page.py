@@ -88,7 +88,10 @@ def _tiles(records: RunRecords) -> list[tuple[str, str]]:
         tiles.append((duration(seconds), "training time"))
         tiles.append((count(round(tokens / seconds)), "tokens per second"))
     if records.facts.get("parameters"):
-        tiles.append((count(records.facts["parameters"]), "parameters"))
+        whole = records.facts["parameters"]
+        active = records.facts.get("active_parameters", whole)
+        part = "" if active == whole else f", {count(active)} active for a token"
+        tiles.append((count(whole), f"parameters{part}"))
     return tiles
 
 

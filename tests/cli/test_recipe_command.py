@@ -48,7 +48,11 @@ def test_list(capsys):
     assert main(["recipe", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {"quickstart", "own_text"} <= {recipe["name"] for recipe in listed["recipes"]}
-    assert {"name": "gpt2-small", "parameters": 124_439_808, "vocabulary": 50257} in listed["models"]
+    size = 124_439_808
+    gpt2 = {"name": "gpt2-small", "vocabulary": 50257, "parameters": size, "active_parameters": size}
+    assert gpt2 in listed["models"]
+    mixtral = next(row for row in listed["models"] if row["name"] == "mixtral-8x7b")
+    assert (mixtral["parameters"], mixtral["active_parameters"]) == (46_702_792_704, 12_879_925_248)
 
 
 @pytest.mark.parametrize("arguments", [[], ["show"], ["schema"], ["list"]])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cupola.errors import CupolaError
 from cupola.generate.sampling import Sampling, choose
 
 
@@ -20,3 +21,20 @@ def test_banned_tokens_are_never_chosen():
             )  # under the model, before anything is banned
         assert not seen & {2, 5}
     assert seen == {0, 1, 3, 4}
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-39, 1e-300, 5e-324])
+@pytest.mark.parametrize("more", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_a_temperature_near_0_takes_the_likeliest(temperature, more):
+    logits = torch.tensor([[0.0, 10.0, 20.0], [3e4, -3e4, 0.0]])
+    sampling = Sampling(temperature=temperature, **more)
+    assert choose(logits, sampling, [(0, 0), (1, 0)])[0].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_end_it(temperature, bad):
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = bad
+    with pytest.raises(CupolaError, match="logits are not finite"):
+        choose(logits, Sampling(temperature=temperature), [(0, 0), (1, 0)])

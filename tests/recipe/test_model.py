@@ -96,7 +96,7 @@ def test_no_patterns(pattern, line):
         ),
         (
             "{family: mamba2, layers: 2, width: 80, mamba2: {head_width: 64}}",
-            "model.mamba2.head_width: inner width 160 is not divisible by head_width 64",
+            "model.mamba2.head_width: expansion * width 160 is not divisible by head_width 64; take 40 or 80",
         ),
         (
             "{family: mamba2, layers: 2, width: 64, mamba2: {head_width: 32, groups: 3}}",
@@ -104,7 +104,15 @@ def test_no_patterns(pattern, line):
         ),
         (
             "{family: rwkv7, layers: 2, width: 80}",
-            "model.rwkv7.head_width: width 80 is not divisible by head_width 64",
+            "model.rwkv7.head_width: width 80 is not divisible by head_width 64; take 40 or 80",
+        ),
+        (
+            "{family: mamba2, layers: 2, width: 64, mamba2: {head_width: 1024}}",
+            "model.mamba2.head_width: expansion * width 128 is not divisible by head_width 1024; take 128",
+        ),
+        (
+            "{layers: 99999999999, width: 64, heads: 4}",
+            "model.layers: must be at most 10000, not 99999999999",
         ),
         (
             "{layers: 2, width: 64, heads: 4, experts: {count: 4, active: 5, width: 8}}",
