@@ -22,6 +22,8 @@ from cupola.display import count
 from cupola.report.records import StageRecords, heldout_by_source
 
 POINTS = 400
+WIDE = 300
+"""A logarithmic axis of more than this has powers of ten only."""
 WIDTH, HEIGHT = 4.8, 2.7  # inches; narrow, so that text stays readable on a phone
 
 # Placeholder -> (variable, light, dark). Series colours are told apart by lightness as well as by hue.
@@ -264,7 +266,9 @@ def scale_values(axes: Axes, shown: bool, log: bool = False, percent: bool = Fal
     """The vertical axis: from 0 or logarithmic, in plain numbers or percentages."""
     if log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        wide = high > WIDE * low  # 1, 2, 5, 10 would stand on top of each other
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=12))
     elif shown:
         axes.set_ylim(bottom=0)
     formatter = _percent if percent else _plain
