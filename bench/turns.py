@@ -28,7 +28,7 @@ class Worker:
         self.ours = name == OURS
         self.parameters = self.steps = 0
         self.first_seconds = math.nan
-        self.turns: list[dict[str, float]] = []
+        self.turns: list[dict[str, Any]] = []
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
         self.process = subprocess.Popen(
             [

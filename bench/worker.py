@@ -1,8 +1,8 @@
 """One contender in a process of its own, so that its peak memory is its own; driven over pipes.
 
 Started with the settings as JSON; answers one JSON line for each line it reads: `{"steps": 3}` gives the
-seconds, CPU seconds and last loss of three steps. The first line it writes says that it is ready, or that
-the contender is absent. It ends when its standard input does.
+seconds (in all, and of each), CPU seconds and last loss of three steps. The first line it writes says that it
+is ready, or that the contender is absent. It ends when its standard input does.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import time
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ import torch
 from bench.contenders import CONTENDERS, Settings
 from bench.families import FAMILIES
 from bench.shapes import Shape
+from bench.updates import OPTIMIZERS
 
 BATCHES = 8
 
@@ -46,7 +48,7 @@ def main() -> None:
     settings = Settings(Shape(**spec["shape"]), spec["precision"], spec["compiled"], spec["device"])
     torch.manual_seed(0)
     try:
-        contender = {**CONTENDERS, **FAMILIES}[spec["contender"]](settings)
+        contender = {**CONTENDERS, **FAMILIES, **OPTIMIZERS}[spec["contender"]](settings)
     except ImportError as error:
         print(json.dumps({"absent": str(error)}), file=answers)
         return
@@ -56,11 +58,14 @@ def main() -> None:
     done = 0
     for line in sys.stdin:
         begun, cpu = time.perf_counter(), time.process_time()
+        ends = [begun]
         for _ in range(json.loads(line)["steps"]):
             loss = contender.step(*data[done % BATCHES])
             done += 1
+            ends.append(time.perf_counter())
         answer = {
-            "seconds": time.perf_counter() - begun,
+            "seconds": ends[-1] - begun,
+            "step_seconds": [after - before for before, after in pairwise(ends)],
             "cpu_seconds": time.process_time() - cpu,
             "loss": loss,
             "peak_bytes": peak_bytes(settings.device),
