@@ -128,22 +128,15 @@ def slope(sizes: list[int], values: list[float]) -> float:
 
 
 def slopes(
-    family: str,
-    kind: str,
-    optimizer: str,
-    widths: tuple[int, ...] = WIDTHS,
-    steps: int = STEPS,
-    seeds: int = 1,
+    family: str, kind: str, optimizer: str, widths: tuple[int, ...] = WIDTHS, steps: int = STEPS
 ) -> dict[str, float]:
-    """By activation, over the widths; measurements are geometric means over seeds."""
-    rows = [mean_over_seeds(model_of(family, width, kind), optimizer, steps, seeds) for width in widths]
+    """By activation, over the widths."""
+    return of_rows([measure(model_of(family, width, kind), optimizer, steps) for width in widths], widths)
+
+
+def of_rows(rows: list[dict[str, float]], widths: tuple[int, ...]) -> dict[str, float]:
+    """By activation, of measurements at these widths."""
     return {name: slope(list(widths), [row[name] for row in rows]) for name in rows[0]}
-
-
-def mean_over_seeds(model: Model, optimizer: str, steps: int, seeds: int) -> dict[str, float]:
-    """Geometric means of `measure`."""
-    each = [measure(model, optimizer, steps, seed) for seed in range(seeds)]
-    return {name: math.exp(sum(math.log(row[name]) for row in each) / seeds) for name in each[0]}
 
 
 def survey(optimizers: list[str], kinds: tuple[str, ...] = ("standard", "mup")) -> list[dict[str, Any]]:
@@ -153,7 +146,7 @@ def survey(optimizers: list[str], kinds: tuple[str, ...] = ("standard", "mup")) 
         for family in FAMILIES:
             for kind in kinds:
                 each = [measure(model_of(family, width, kind), optimizer) for width in WIDTHS]
-                found = {name: slope(list(WIDTHS), [row[name] for row in each]) for name in each[0]}
+                found = of_rows(each, WIDTHS)
                 rows.append({"family": family, "kind": kind, "optimizer": optimizer, "slopes": found})
                 rows[-1]["changes"] = {name: [row[name] for row in each] for name in each[0]}
                 shown = "  ".join(f"{name} {value:+.2f}" for name, value in found.items())

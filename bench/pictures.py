@@ -42,9 +42,9 @@ def _lines(axes: Axes, rows: list[dict[str, Any]], column: str) -> None:
 
 def draw_coordinates(rows: list[dict[str, Any]], widths: list[int], path: str) -> None:
     """`bench.coordinates`: what some steps change of the logits and of the last block, against the width;
-    AdamW, standard dotted and muP solid."""
-    adamw = [row for row in rows if row["optimizer"] == "adamw"]
-    families = list(dict.fromkeys(row["family"] for row in adamw))
+    AdamW, some families, standard dotted and muP solid."""
+    families = ("transformer", "gpt", "mixture", "mamba2", "rwkv7", "hybrid")
+    adamw = [row for row in rows if row["optimizer"] == "adamw" and row["family"] in families]
 
     def panel(name: str) -> Callable[[Axes], None]:
         def drawn(axes: Axes) -> None:
@@ -57,7 +57,7 @@ def draw_coordinates(rows: list[dict[str, Any]], widths: list[int], path: str) -
                     markersize=3,
                     linestyle="-" if mup else ":",
                     label=row["family"] if mup else None,
-                    color=SERIES[families.index(row["family"]) % len(SERIES)],
+                    color=SERIES[families.index(row["family"])],
                 )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
