@@ -44,7 +44,7 @@ class Config:
             InputError: there is none, or it is no JSON object.
         """
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise InputError(f"{path.parent}: has no {FILE}, so it is no Hugging Face model") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -79,9 +79,11 @@ class Config:
             raise InputError(f"{self.origin}: {names[0]} is missing")
         return default
 
-    def number(self, name: str, default: float, zero: bool = False) -> float:
-        """A finite number above 0, or from 0 on."""
+    def number(self, name: str, default: float | None, zero: bool = False) -> float:
+        """A finite number above 0, or from 0 on; required where there is no default."""
         value = self.get(name, default)
+        if value is None:
+            raise InputError(f"{self.origin}: {name} is missing")
         right = isinstance(value, int | float) and not isinstance(value, bool)
         if not right or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
             self.refuse(name, value, f"is not a number {'from 0 on' if zero else 'above 0'}, and finite")
@@ -167,5 +169,5 @@ UNKNOWN_CODE = ("auto_map", "quantization_config")
 def refuse_foreign(config: Config, names: Sequence[str] = UNKNOWN_CODE) -> None:
     """Refuse what no format can read, whatever its `model_type`."""
     config.none(*names, "attn_logit_softcapping", "final_logit_softcapping")
-    config.only("is_decoder", True)
-    config.none("is_encoder_decoder", "add_cross_attention")
+    config.only("is_causal", True)
+    config.none("is_encoder_decoder", "add_cross_attention", "per_layer_config")

@@ -54,10 +54,14 @@ def _distance(objections: list[str]) -> int:
 def of_config(config: Config) -> Format:
     """The format that a `config.json` names.
 
+    Mistral with a kind for each layer is Ministral, as to transformers' auto classes.
+
     Raises:
         InputError: Cupola does not know it.
     """
     kind = config.get("model_type")
+    if kind == "mistral" and "layer_types" in config.fields:
+        kind = "ministral"
     for format_ in FORMATS:
         if format_.model_type == kind:
             return format_

@@ -119,7 +119,7 @@ class Granite:
     def model(self, config: Config) -> Model:
         """See `Format`."""
         layers, width = config.layers("num_hidden_layers"), config.integer("hidden_size")
-        pattern = config.list_of("layer_types", LAYERS, layers) or ["mamba2"] * layers
+        pattern = self._pattern(config, layers)
         config.choice("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"})
         config.only("mamba_conv_bias", True)
         config.none("mamba_proj_bias")
@@ -143,6 +143,15 @@ class Granite:
             tied=config.flag("tie_word_embeddings", False),
             vocabulary=config.integer("vocab_size", least=2),
         )
+
+    def _pattern(self, config: Config, layers: int) -> list[str]:
+        """The kind of each layer, under either of its names."""
+        kinds, older = (config.list_of(name, LAYERS, layers) for name in ("layer_types", "layers_block_type"))
+        if kinds and older and kinds != older:
+            config.refuse(
+                "layers_block_type", config.get("layers_block_type"), "is not what layer_types says"
+            )
+        return kinds or older or ["mamba2"] * layers
 
     def _read_attention(self, config: Config, width: int) -> dict[str, Any]:
         """The settings that only attention has."""

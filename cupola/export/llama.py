@@ -1,4 +1,4 @@
-"""Llama and those that share its names: Mistral, Qwen2, Qwen3, and the mixtures Mixtral and Qwen3-MoE.
+"""Llama and those that share its names: Mistral, Ministral, Qwen2, Qwen3, the mixtures Mixtral and Qwen3-MoE.
 
 They differ in biases, in the norm of queries and keys, in which layers see a sliding window, and in the
 feed-forward layer; a row of `FORMATS` says which has what.
@@ -61,7 +61,7 @@ class Llama:
     window: int | None = None
     """The window where the file does not state one."""
     window_is_asked_for: bool = False
-    """The window counts only with `use_sliding_window`."""
+    """The window counts only with `use_sliding_window`, and only from layer `max_window_layers` on."""
     head_width: int | None = None
     """Where the file does not state one; None: width / heads."""
     key_value_heads: int | None = None
@@ -131,7 +131,7 @@ class Llama:
         if self.windows == "layers":
             names = {ours: theirs for theirs, ours in LAYERS.items()}
             fields["layer_types"] = [names[kind] for kind in kinds]
-            # For readers that know no layer_types.
+        if self.windows == "layers" and self.window_is_asked_for:  # for readers that know no layer_types
             fields["max_window_layers"] = kinds.index("sliding_attention") if sliding else model.layers
         return fields
 
@@ -191,8 +191,9 @@ class Llama:
             window = Config({"sliding_window": window}, config.origin).integer("sliding_window")
         kinds = [LAYERS["sliding_attention" if window else "full_attention"]] * layers
         if self.windows == "layers":
-            full = layers if window is None else config.integer("max_window_layers", default=28, least=0)
-            kinds = [kind if layer >= full else "attention" for layer, kind in enumerate(kinds)]
+            if self.window_is_asked_for and window is not None:
+                full = config.integer("max_window_layers", default=28, least=0)
+                kinds = [kind if layer >= full else "attention" for layer, kind in enumerate(kinds)]
             kinds = config.list_of("layer_types", LAYERS, layers) or kinds
         if "sliding_attention" not in kinds:
             return None, None
@@ -238,6 +239,14 @@ FORMATS = (
         "mistral",
         "MistralForCausalLM",
         windows="all",
+        window=4096,
+        key_value_heads=8,
+        positions=4096 * 32,
+    ),
+    Llama(
+        "ministral",
+        "MinistralForCausalLM",
+        windows="layers",
         window=4096,
         key_value_heads=8,
         positions=4096 * 32,

@@ -5,7 +5,7 @@ from typing import Any
 
 from cupola.export.config import Config
 from cupola.export.format import common, differences, mixers
-from cupola.export.mamba2 import ALIASES, stack_pairs
+from cupola.export.mamba2 import ALIASES, note_rescaling, stack_pairs
 from cupola.export.pairs import Pair, joined, renamed, reshaped
 from cupola.recipe.model import Mamba, Model
 
@@ -42,6 +42,7 @@ class MambaFormat:
             "use_bias": False,
             "use_conv_bias": True,
             "residual_in_fp32": True,
+            "rescale_prenorm_residual": False,
             "pad_token_id": 0,
         }
 
@@ -51,6 +52,7 @@ class MambaFormat:
         config.none("use_bias", "use_falcon_mamba", "mixer_rms_eps")
         config.only("use_conv_bias", True)
         config.only("rms_norm", True)
+        note_rescaling(config)
         rank = None if config.get("time_step_rank", "auto") == "auto" else config.integer("time_step_rank")
         return Model(
             family="mamba",

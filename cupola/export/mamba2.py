@@ -71,6 +71,19 @@ def refuse_limits(config: Config) -> None:
         config.refuse("time_step_limit", limit, "is not computed by Cupola ([0.0, Infinity] is)")
 
 
+def note_rescaling(config: Config) -> None:
+    """A setting of the first initialisation, of which transformers makes more.
+
+    Its classes (as of 5.23) divide the output maps by the square root of the layers each time that they load
+    such a file, so that what they compute is not what was trained. The file's weights are the model.
+    """
+    if config.flag("rescale_prenorm_residual", False):
+        config.notes.append(
+            "rescale_prenorm_residual true is of initialisation alone: the weights are as in the file, which"
+            " transformers divides by the square root of the layers on loading"
+        )
+
+
 class Mamba2Format:
     """See `Format`."""
 
@@ -104,6 +117,7 @@ class Mamba2Format:
             "use_bias": False,
             "use_conv_bias": True,
             "residual_in_fp32": True,
+            "rescale_prenorm_residual": False,
             "chunk_size": 256,
             "pad_token_id": 0,
         }
@@ -117,6 +131,7 @@ class Mamba2Format:
         config.only("use_conv_bias", True)
         config.only("rms_norm", True)
         refuse_limits(config)
+        note_rescaling(config)
         return Model(
             family="mamba2",
             layers=config.layers("num_hidden_layers"),

@@ -5,7 +5,9 @@ from typing import Any
 from cupola.export.config import Config
 from cupola.recipe.model import Rope
 
-STRETCHED = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+ORIGINAL = "original_max_position_embeddings"
+"""The context before stretching; where a file states it outside of the mapping too, that one counts."""
+STRETCHED = ("low_freq_factor", "high_freq_factor", ORIGINAL)
 
 
 def rope_fields(rope: Rope) -> dict[str, Any]:
@@ -29,12 +31,15 @@ def read_rope(config: Config, default_theta: float, max_positions: int | None) -
         max_positions: its context, which is the one before stretching unless that is stated.
 
     Raises:
-        InputError: a kind that Cupola does not compute (yarn, longrope, dynamic, partial rotation, ...).
+        InputError: a kind that Cupola does not compute (yarn, longrope, dynamic, partial rotation, one for
+            each kind of layer, ...), or a number that its kind needs is missing.
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     value = config.get(name, {})
     if not isinstance(value, dict):
         config.refuse(name, value, "is no mapping")
+    if any(isinstance(inner, dict) for inner in value.values()):
+        config.refuse(name, value, "is not computed by Cupola (one for all layers is)")
     top: dict[str, Any] = {
         key: config.fields[key] for key in ("rope_theta", "partial_rotary_factor") if key in config.fields
     }
@@ -45,16 +50,16 @@ def read_rope(config: Config, default_theta: float, max_positions: int | None) -
     if kind == "default":
         return Rope(rope_theta=theta)
     if kind == "linear":
-        return Rope(rope_theta=theta, rope_type="linear", factor=fields.number("factor", 1.0))
+        return Rope(rope_theta=theta, rope_type="linear", factor=fields.number("factor", None))
     if kind != "llama3":
         fields.refuse("rope_type", kind, "is not computed by Cupola (default, linear, llama3)")
     return Rope(
         rope_theta=theta,
         rope_type="llama3",
-        factor=fields.number("factor", 1.0),
-        low_freq_factor=fields.number("low_freq_factor", 1.0),
-        high_freq_factor=fields.number("high_freq_factor", 4.0),
-        original_max_position_embeddings=fields.integer(
-            "original_max_position_embeddings", default=max_positions
+        factor=fields.number("factor", None),
+        low_freq_factor=fields.number("low_freq_factor", None),
+        high_freq_factor=fields.number("high_freq_factor", None),
+        original_max_position_embeddings=config.integer(
+            ORIGINAL, default=fields.integer(ORIGINAL, default=max_positions)
         ),
     )

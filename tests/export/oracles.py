@@ -72,6 +72,9 @@ EXPORTED = TRANSFORMERS | {
         update={"qk_norm": True, "pattern": ("attention", "sliding_attention"), "window": 5}
     ),
     "mistral": LLAMA.model_copy(update={"pattern": ("sliding_attention",), "window": 5}),
+    "ministral": LLAMA.model_copy(
+        update={"pattern": ("sliding_attention", "attention", "sliding_attention"), "layers": 3, "window": 5}
+    ),
     "qwen3_moe": LLAMA.model_copy(
         update={"qk_norm": True, "experts": MOE.model_copy(update={"first_dense": 1, "normalise": False})}
     ),
