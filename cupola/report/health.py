@@ -121,9 +121,9 @@ def _draw_band(axes: Axes, curves: list[Curve]) -> None:
         for tokens, value in zip(x, y, strict=True):
             at.setdefault(tokens, []).append(value)
     if len(curves) > LINES:
-        tokens = sorted(at)
-        low, high = ([edge(at[position]) for position in tokens] for edge in (min, max))
-        axes.fill_between(tokens, low, high, color=SERIES[0], alpha=0.15, linewidth=0)
+        positions = sorted(at)
+        low, high = ([edge(at[position]) for position in positions] for edge in (min, max))
+        axes.fill_between(positions, low, high, color=SERIES[0], alpha=0.15, linewidth=0)
 
 
 def _even_choice(items: list[str], count: int) -> list[str]:

@@ -246,11 +246,12 @@ def test_decays_and_states_by_hand():
         assert seen(module)[0]["state_rms"]["layer_01"] == pytest.approx(caches[-1], rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon", "torch"])
-@pytest.mark.parametrize("limit", [0.05, 1e3])
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("adamw", 0.05), ("muon", 1e3), ("muon", 0.05), ("soap", 0.05), ("torch", 1e3)]
+)
 def test_updates_and_gradients_by_saved_weights(kind, limit):
     module = module_of(EXPERTS_BIAS, scale=0.3)
-    optimizer = optim.build(module, Optimizer(kind="muon" if kind == "muon" else "adamw"))
+    optimizer = optim.build(module, Optimizer(kind="adamw" if kind == "torch" else kind))
     if kind == "torch":
         kept = ("params", "role", "scale", "decay")
         groups = [{key: group[key] for key in kept} for group in optimizer.param_groups]
@@ -307,9 +308,17 @@ def test_a_skipped_step_shows_where_numbers_end():
     assert not optimizer._optimizer_step_pre_hooks
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("model", [LLAMA, EXPERTS_BIAS, HYBRID], ids=["llama", "experts", "hybrid"])
+@pytest.mark.parametrize(
+    ("model", "kind", "precision"),
+    [
+        (LLAMA, "adamw", "bf16"),
+        (LLAMA, "muon", "fp32"),
+        (EXPERTS_BIAS, "soap", "fp32"),
+        (EXPERTS_BIAS, "muon", "bf16"),
+        (HYBRID, "adamw", "fp32"),
+        (HYBRID, "soap", "bf16"),
+    ],
+)
 def test_training_is_the_same_to_the_bit(model, kind, precision):
     def trained(look):
         module = build(model, VOCABULARY, seed=1)
