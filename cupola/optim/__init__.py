@@ -53,7 +53,14 @@ def build(
         rows = fused_in(module) if fused is None and roles is None else fused or {}
         in_group = {module.get_parameter(name): own for name, own in rows.items()}
         found = [{**group, "fused": in_group} for group in found]
-        return Muon(found, lr=0.0, nesterov=settings.nesterov, betas=betas, eps=eps)
+        return Muon(
+            found,
+            lr=0.0,
+            nesterov=settings.nesterov,
+            newton_schulz_steps=settings.newton_schulz_steps,
+            betas=betas,
+            eps=eps,
+        )
     if settings.kind == "soap":
         return Soap(
             found,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cupola.optim.adamw import AdamW, gradients
 from cupola.optim.layout import WHOLE, Layout
-from cupola.optim.newton_schulz import iteration_dtype, orthogonalise
+from cupola.optim.newton_schulz import STEPS, iteration_dtype, orthogonalise
 
 
 class Muon(AdamW):
@@ -36,6 +36,7 @@ class Muon(AdamW):
         lr: learning rate of both.
         momentum: decay of Muon's average of gradients.
         nesterov: look ahead: orthogonalise the average with the gradient counted once more.
+        newton_schulz_steps: of the iteration.
         betas, eps: AdamW's.
         dtype: of the Newton-Schulz iteration; by default bf16 where the processor multiplies it fast.
         layout: where a sharded matrix is whole.
@@ -47,12 +48,14 @@ class Muon(AdamW):
         lr: float,
         momentum: float = 0.95,
         nesterov: bool = True,
+        newton_schulz_steps: int = STEPS,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         dtype: torch.dtype | None = None,
         layout: Layout = WHOLE,
     ) -> None:
         super().__init__(groups, lr, betas, eps, momentum=momentum, nesterov=nesterov, fused={})
+        self.steps = newton_schulz_steps
         self.dtype = dtype
         self.layout = layout
         for group in self.param_groups:
@@ -102,7 +105,7 @@ class Muon(AdamW):
         flat = [matrix for own in pieces for matrix in own]
         if not flat:
             return []
-        found = orthogonalise(flat, self.dtype or iteration_dtype(flat[0].device))
+        found = orthogonalise(flat, self.dtype or iteration_dtype(flat[0].device), self.steps)
         torch._foreach_mul_(found, [0.2 * max(matrix.shape) ** 0.5 for matrix in flat])
         in_turn = iter(found)
         return [

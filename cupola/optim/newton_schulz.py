@@ -1,12 +1,13 @@
 """The nearest orthogonal matrix, roughly, by matrix products alone.
 
-Five steps X <- a X + b R X + c R^2 X, where R = X X^T, of the quintic Newton-Schulz iteration with the
+Steps X <- a X + b R X + c R^2 X, where R = X X^T, of the quintic Newton-Schulz iteration with the
 coefficients of Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/): singular values come out near
-1, not at it. It is the iteration of `torch.optim.Muon`.
+1, not at it. Each step lifts small ones by up to a = 3.44; five steps are usual. It is the iteration of
+`torch.optim.Muon`.
 
 Guarantees: each matrix's result is its own, whatever else is in the list, and on CPU whatever the number of
 threads.
-Costs, in FLOPs for a matrix of r <= c:
+Costs, in FLOPs for a matrix of r <= c and five steps:
 
 - r > 2/3 c, as written: 5 (4 r^2 c + 2 r^3).
 - else 8 r^2 c + 28 r^3, in Gram form: all factors are polynomials of R and commute, so that the iteration
@@ -26,9 +27,9 @@ from torch import Tensor
 from cupola.optim import threads
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
-GRAM_ITERATIONS = (3, 2)
-"""Steps in Gram form from one R to the next."""
+STEPS = 5
+GRAM_STEPS = 3
+"""Most steps in Gram form from one R to the next."""
 GRAM_RATIO = 1.5
 """Columns to rows from which the Gram form has fewer FLOPs."""
 SMALLEST_NORM = 1e-7
@@ -42,56 +43,58 @@ def iteration_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if capable else torch.float32
 
 
-def orthogonalise(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def orthogonalise(matrices: list[Tensor], dtype: torch.dtype, steps: int = STEPS) -> list[Tensor]:
     """U S' V^T with all of S' near 1 for each matrix U S V^T.
 
     Args:
         matrices: (rows, columns) each, on one device, not necessarily of one shape.
         dtype: of the products.
+        steps: of the iteration.
 
     Returns:
         In the order and dtype of the matrices.
     """
     if not matrices or matrices[0].device.type == "cpu":
-        return threads.each(lambda matrix: iterate(matrix, dtype), matrices)
+        return threads.each(lambda matrix: iterate(matrix, dtype, steps), matrices)
     by_shape: dict[torch.Size, list[int]] = {}
     for index, matrix in enumerate(matrices):
         by_shape.setdefault(matrix.shape, []).append(index)
     found: list[Tensor] = list(matrices)
     for indices in by_shape.values():
-        batch = iterate(torch.stack([matrices[i] for i in indices]), dtype)
+        batch = iterate(torch.stack([matrices[i] for i in indices]), dtype, steps)
         for index, result in zip(indices, batch, strict=True):
             found[index] = result
     return found
 
 
-def iterate(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+def iterate(matrices: Tensor, dtype: torch.dtype, steps: int = STEPS) -> Tensor:
     """One matrix (rows, columns), or a batch of them (n, rows, columns)."""
     norms = torch.linalg.matrix_norm(matrices, keepdim=True).clamp_(min=SMALLEST_NORM)
     x = (matrices / norms).to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = _gram_form(x) if x.shape[-1] >= GRAM_RATIO * x.shape[-2] else _as_written(x)
+    form = _gram_form if x.shape[-1] >= GRAM_RATIO * x.shape[-2] else _as_written
+    x = form(x, steps)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def _as_written(x: Tensor) -> Tensor:
+def _as_written(x: Tensor, steps: int) -> Tensor:
     a = COEFFICIENTS[0]
-    for _ in range(ITERATIONS):
+    for _ in range(steps):
         x = _add_product(x, _polynomial(x @ x.mT), x, a)
     return x
 
 
-def _gram_form(x: Tensor) -> Tensor:
+def _gram_form(x: Tensor, steps: int) -> Tensor:
     a = COEFFICIENTS[0]
-    for steps in GRAM_ITERATIONS:
+    for begun in range(0, steps, GRAM_STEPS):
         gram = x @ x.mT
         polynomial = _polynomial(gram)
         factor = polynomial.clone()
         # Only here is a I added: with a^steps I kept apart, its difference from the factor would cancel.
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        for _ in range(steps - 1):
+        for _ in range(min(GRAM_STEPS, steps - begun) - 1):
             half = _add_product(gram, gram, polynomial, a)  # R P
             gram = _add_product(half, half, polynomial, a)  # R P^2
             polynomial = _polynomial(gram)

@@ -254,9 +254,12 @@ class Optimizer(Strict):
     weight_decay: Positive = Curve.constant(0.1)
     """Decoupled decay, of matrices only; may change over the stage."""
     momentum: ShareCurve = Curve.constant(0.95)
-    """Muon's momentum; may change over the stage, such as `{points: {0%: 0.85, 5%: 0.95}, between: linear}`."""
+    """Muon's momentum; may change over the stage, such as
+    `{points: {0%: 0.85, 5%: 0.95}, between: linear}`."""
     nesterov: bool = True
     """Muon orthogonalises the momentum with the newest gradient counted once more."""
+    newton_schulz_steps: int = Field(default=5, ge=1)
+    """Steps of Muon's iteration: fewer cost less, and leave small singular values small."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Learning rate of embedding, head and vectors relative to the matrices'."""
     precondition_every: int = Field(default=10, ge=1)
@@ -273,6 +276,7 @@ class Optimizer(Strict):
     only: ClassVar[dict[str, tuple[str, ...]]] = {
         "momentum": ("muon",),
         "nesterov": ("muon",),
+        "newton_schulz_steps": ("muon",),
         "precondition_every": ("soap",),
         "covariance_decay": ("soap",),
         "largest_preconditioned": ("soap",),

@@ -16,24 +16,30 @@ def gradients(seed: int) -> list[torch.Tensor]:
     return [matrix.detach() * 0.1 for matrix in matrices(seed)]
 
 
-def muon(parameters, dtype, decay=0.1, nesterov=True, fused=None) -> Muon:
+def muon(parameters, dtype, decay=0.1, nesterov=True, fused=None, steps=5) -> Muon:
     group = {"params": parameters, "role": "matrix", "weight_decay": decay, "fused": fused or {}}
-    return Muon([group], lr=0.02, nesterov=nesterov, dtype=dtype)
+    return Muon([group], lr=0.02, nesterov=nesterov, newton_schulz_steps=steps, dtype=dtype)
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize(("nesterov", "steps"), [(True, 5), (False, 5), (True, 1), (True, 4)])
 @pytest.mark.parametrize("exact", [True, False])
-def test_is_torchs_muon(monkeypatch, exact, nesterov):
+def test_is_torchs_muon(monkeypatch, exact, nesterov, steps):
     """Step by step. Torch's iteration is in bf16 only: with its cast taken out, both are fp32's to rounding;
     as it is, the updates are those of two ways through bf16."""
     if exact:
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     ours, theirs = matrices(), matrices()
     dtype = torch.float32 if exact else torch.bfloat16
-    optimizer = muon(ours, dtype, nesterov=nesterov)
+    optimizer = muon(ours, dtype, nesterov=nesterov, steps=steps)
     reference = torch.optim.Muon(
-        theirs, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
+        theirs,
+        lr=0.02,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=nesterov,
+        ns_steps=steps,
+        adjust_lr_fn="match_rms_adamw",
     )
     for seed in range(1, 6):
         before = [p.detach().clone() for p in ours]
