@@ -1,6 +1,6 @@
 """What a look at the numbers inside costs: CPU time relative to a step, and its share of training.
 
-    python -m bench.health [--shape S] [--precision bf16] [--threads 1] [--rounds 12]
+    python -m bench.health [--shape S] [--precision bf16] [--model rwkv7] [--threads 1] [--rounds 12]
 
 Steps with and without a look take turns in one process; the figures are medians. The batch is the shape's own
 (2,048 tokens): a larger one makes a step longer, and a look no longer than a quarter of it.
@@ -69,14 +69,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="S")
     parser.add_argument("--precision", choices=("fp32", "bf16"), action="append")
+    parser.add_argument("--model", choices=("transformer", "mamba2", "rwkv7", "experts"), action="append")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shape = SHAPES[options.shape]
-    print(f"{'':<18} {'step':>8} {'look':>8} {'look/step':>10} {f'every {AUTO_STEPS}':>10}")
+    print(f"{'':<18} {'step':>8} {'look':>8} {'look/step':>10} {f'every {AUTO_STEPS}':>10}", flush=True)
     for precision in options.precision or ("fp32", "bf16"):
-        for name, model in models(shape).items():
+        chosen = models(shape)
+        for name in options.model or chosen:
+            model = chosen[name]
             step, look = measure(model, shape, precision, options.rounds)
             share = look / step
             print(

@@ -7,7 +7,7 @@ recurrent layers, gradient norms, and the change of the weights against the weig
 read them.
 
 Costs: with `auto` a look every 25 steps or 2% of the stage, whichever is longer, so at most 2% as long as a
-look costs less than half a step (it is 0.1 to 0.2 in the benchmark); `python -m bench.health` measures it.
+look costs less than half a step (it is about 0.1 in the benchmark); `python -m bench.health` measures it.
 """
 
 import math
