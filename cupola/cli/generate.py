@@ -73,7 +73,7 @@ def command(
     display = ConsoleDisplay()
     opened = open_run(run, display, stage)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    Sampling(**sampling)  # what it refuses is refused before anything is written
+    Sampling(temperature, top_k, top_p, seed)  # what it refuses is refused before anything is written
     _warn_if_long(opened, texts, max_tokens, display)
     stream = None
     if not as_json and len(texts) == 1:

@@ -190,7 +190,7 @@ def _stairs(points: tuple[tuple[Quantity, Value], ...], multiple: Any) -> tuple[
         for share, value in ways:
             amount = start.amount + (end.amount - start.amount) * share
             position = Quantity(amount if unit == "%" else round(amount), unit)
-            found.append((position, value))
+            found.append((position, cast(Value, value)))
     kept = {start.amount: value for start, value in found if unit != "%" or start.amount < 100}
     return tuple((Quantity(amount, unit if amount else "%"), value) for amount, value in kept.items())
 
