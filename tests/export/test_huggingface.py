@@ -153,6 +153,14 @@ def test_autotokenizer_gives_the_same_ids(name, tmp_path):
         ids = theirs(text)["input_ids"]
         assert ids == ours.encode(text).tolist()
         assert theirs.decode(ids) == text
+        begun = [ours.delimiter, *ids]  # as `cupola generate` reads a prompt
+        assert theirs(theirs.eos_token + text)["input_ids"] == begun
+    begins = {"bos_token": theirs.eos_token, "add_bos_token": True}
+    beginning = AutoTokenizer.from_pretrained(folder, local_files_only=True, **begins)
+    assert beginning("The other")["input_ids"] == [ours.delimiter, *ours.encode("The other").tolist()]
+    literal = "a <|endoftext|> b"
+    assert theirs(literal, split_special_tokens=True)["input_ids"] == ours.encode(literal).tolist()
+    assert ours.delimiter in theirs(literal)["input_ids"]
     assert theirs.eos_token_id == ours.delimiter
     config = opened(folder).generation_config
     assert config.eos_token_id == ours.delimiter

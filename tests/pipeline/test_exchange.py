@@ -11,6 +11,7 @@ from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import InputError
 from cupola.evaluate import bits_per_byte
+from cupola.generate import continue_texts
 from cupola.models import build
 from cupola.pipeline.importing import import_model
 from cupola.pipeline.opening import open_run
@@ -222,6 +223,11 @@ def test_a_trained_run_speaks_the_same_elsewhere_and_back(tiny_recipe, tmp_path,
     theirs = opened(tmp_path / "out")(tokens).logits
     ours = run.module.logits(run.module.hidden(tokens))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    [continued] = continue_texts(run.module, run.tokenizer, ["The other"], 8, temperature=0.0)
+    prompt = tokenizer(tokenizer.eos_token + "The other", return_tensors="pt")
+    generated = opened(tmp_path / "out").generate(**prompt, do_sample=False, max_new_tokens=8)[0]
+    assert generated[prompt["input_ids"].shape[1] :].tolist() == continued.tokens
 
     import_model(tmp_path / "out", tmp_path / "back", Display())
     back = open_run(tmp_path / "back", Display())
