@@ -20,7 +20,8 @@ class Parameter:
     is cut and orthogonalised by itself.
 
     `fused` names the rows of each of the matrices that are one parameter, row below row (query, key and
-    value; gate and up): each is orthogonalised by itself. Empty, as with all of ours so far: it is one matrix.
+    value; gate and up): each is orthogonalised by itself. Empty, as with all of ours so far: it is one
+    matrix.
 
     `cut` is how tensor parallelism shards it, in Megatron-LM's terms (Shoeybi et al. 2019):
 
