@@ -27,6 +27,8 @@ COMMANDS = {
     "run": "Run a recipe from raw text to a trained model; go on if begun.",
     "check": "Check a recipe before spending: shapes, loss, memory, time.",
     "suggest": "Propose learning rate, batch and schedule, with sources.",
+    "compare": "Train variants of a recipe over seeds and compare them.",
+    "sweep": "Find the best value of a setting by successive halving.",
     "corpus": "Gather a recipe's text and show what it holds.",
     "tokenizer": "Train a recipe's tokenizer, or look at one.",
     "eval": "Measure bits per byte on held-out text or on files.",

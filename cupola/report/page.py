@@ -15,6 +15,7 @@ from cupola.report.plots import curve_svgs, loss_plot_svg, palette_css
 from cupola.report.records import RunRecords, StageRecords, finite_figures, read_records
 from cupola.train.metrics import mean_of_last
 
+HERE = Path(__file__).parent
 EVENTS_SHOWN = 200
 EVENT_CHARACTERS = 240
 SAMPLES_SHOWN = 60
@@ -31,18 +32,26 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render(records: RunRecords) -> str:
-    """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+def page_template(name: str, folder: Path = HERE) -> jinja2.Template:
+    """A page's template, with this package's style sheet to include.
+
+    Args:
+        folder: where it lies.
+    """
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, HERE]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )
+    ).get_template(name)
+
+
+def render(records: RunRecords) -> str:
+    """The page as text."""
     yardsticks = finite_figures(records.facts.get("xz_bits_per_byte") or {})
     sources = list(dict.fromkeys(source for stage in records.stages for source in stage.heldout))
-    return environment.get_template("report.html").render(
+    return page_template("report.html").render(
         name=records.name,
         palette=palette_css(),
         tiles=_tiles(records),

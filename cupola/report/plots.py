@@ -189,7 +189,7 @@ def binned(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarr
     return mean_x, mean, np.minimum.reduceat(y, edges), np.maximum.reduceat(y, edges)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Mean over a fiftieth of the points to either side, fewer at the ends."""
     reach = len(values) // 50
     total = np.concatenate([[0.0], np.cumsum(values)])
@@ -206,9 +206,9 @@ def _loss(axes: Axes, stages: Sequence[StageRecords]) -> bool:
             continue
         axes.plot(x, mean, color=SERIES[0], linewidth=0.7, alpha=0.35)
         axes.fill_between(x, low, high, color=SERIES[0], alpha=0.15, linewidth=0)
-        smooth = _smooth(mean)
-        axes.plot(x, smooth, color=SERIES[0])
-        lines.append(smooth)
+        smoothed = smooth(mean)
+        axes.plot(x, smoothed, color=SERIES[0])
+        lines.append(smoothed)
     if lines:
         every = np.concatenate(lines)
         axes.set_ylim(bottom=0.97 * float(every.min()), top=1.03 * float(every.max()))

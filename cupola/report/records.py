@@ -24,6 +24,7 @@ COLUMNS = (
     "gradient_norm",
     "tokens_per_second",
     "mfu",
+    "flops",
     "batch_tokens",
     "sequence_length",
     "memory_bytes",
