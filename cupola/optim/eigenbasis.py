@@ -5,8 +5,8 @@ bases Q_L and Q_R hold their eigenvectors as columns, by falling eigenvalue. All
 matrices of one shape.
 
 Guarantees: a basis is orthogonal to 1e-5 in fp32, however ill-conditioned the covariance.
-Costs, for a side of length d: `first_basis` about 9 d^3 FLOPs and more, once; `next_basis` a product and a
-QR decomposition, d^3 (2 + 4/3 + 4/3), every so many steps.
+Costs, for a side of length d: `first_bases` a decomposition of a symmetric matrix, about 9 d^3 FLOPs, once;
+`next_basis` a product and a QR decomposition, d^3 (2 + 4/3 + 4/3), every so many steps.
 Trade-off: the QR is Householder's, from LAPACK. CholeskyQR2, by matrix products alone, was measured at twice
 its time on CPU (384 and 1024 rows), and fails outright where a covariance is singular, as that of a matrix
 with more rows than columns is at first.
@@ -50,17 +50,37 @@ def accumulate(covariance: Tensor, matrices: Tensor, decay: float) -> None:
     covariance.baddbmm_(matrices, matrices.mT, beta=decay, alpha=1 - decay)
 
 
-def first_basis(covariance: Tensor) -> Tensor:
-    """Eigenvectors by falling eigenvalue.
+def first_bases(matrices: Tensor, sides: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Eigenvectors of X X^T and X^T X by falling eigenvalue, for the sides that are rotated.
+
+    Those of a longer side follow from the shorter one's, V: X V has orthogonal columns in the right order,
+    and a QR decomposition completes them to a basis. That takes a quarter of the time of decomposing the
+    larger covariance, which is singular anyway.
 
     Args:
-        covariance: (n, d, d), any floating dtype.
+        matrices: (n, rows, columns), any floating dtype.
 
     Returns:
-        (n, d, d) in fp32.
+        (n, rows, rows) and (n, columns, columns) in fp32.
     """
+    matrices = matrices.float()
+    rows, columns = matrices.shape[-2:]
+    if rows < columns:
+        right, left = first_bases(matrices.mT, (sides[1], sides[0]))
+        return left, right
+    left, right = None, None
+    if sides[1] or (sides[0] and rows > columns):
+        right = _eigenvectors(matrices.mT @ matrices)
+    if sides[0] and rows == columns:
+        left = _eigenvectors(matrices @ matrices.mT)
+    elif sides[0]:
+        left = torch.linalg.qr(rotate(matrices, None, right), mode="complete").Q
+    return left, right if sides[1] else None
+
+
+def _eigenvectors(covariance: Tensor) -> Tensor:
     try:
-        vectors = torch.linalg.eigh(covariance.float()).eigenvectors
+        vectors = torch.linalg.eigh(covariance).eigenvectors
     except torch.linalg.LinAlgError:  # fp32 may fail to converge, on GPUs above all
         vectors = torch.linalg.eigh(covariance.double()).eigenvectors.float()
     return vectors.flip(-1)

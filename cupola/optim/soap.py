@@ -21,11 +21,11 @@ resumed run continues bit for bit.
 
 Costs: for a matrix of r rows and c columns with both sides rotated, 6 r c (r + c) FLOPs a step, and
 4.7 (r^3 + c^3) + 4 r c (r + c) for a renewal. The renewals of different matrices take turns within the
-interval, shared out by cost: in a model of ten matrices or more no step is much dearer than another, except
-the first, which decomposes every covariance. Memory: 2 r c numbers of moments, as AdamW, and 2 (r^2 + c^2) of
-covariances and bases, all in `dtype`: for a square matrix 6 numbers a parameter, 24 bytes in fp32 and 12 in
-bf16, where AdamW takes 8. Temporaries of a step: the gradients of one shape once, and a few times `CHUNK`
-numbers.
+interval, shared out by cost: in a model of ten matrices or more no step is much dearer than another. The
+first, which decomposes a covariance of every matrix, is about twice as long. Memory: 2 r c numbers of
+moments, as AdamW, and 2 (r^2 + c^2) of covariances and bases, all in `dtype`: for a square matrix 6 numbers a
+parameter, 24 bytes in fp32 and 12 in bf16, where AdamW takes 8. Temporaries of a step: the gradients of one
+shape once, and a few times `CHUNK` numbers.
 Trade-off: bf16 halves memory and, where the processor multiplies in it, time; bases are then orthogonal to
 0.4%, and directions with less than 0.4% of a covariance's largest eigenvalue are lost in its rounding.
 Averages in bf16 stand still where a change is below that, so decay rates above 0.99 are refused.
@@ -46,6 +46,7 @@ from cupola.recipe.schema import LARGEST_BF16_DECAY
 CHUNK = 2**24
 """Numbers that are updated together: bounds the temporaries of a step."""
 LEFT, RIGHT = ("left", "left_basis"), ("right", "right_basis")
+BASES = ("left_basis", "right_basis")
 
 
 class Soap(AdamW):
@@ -172,18 +173,21 @@ class Soap(AdamW):
         matrices = torch.stack(gradients).view(-1, *shape[-2:]).to(self.dtype)
         direction = torch.zeros_like(matrices)
         if step:
-            bases = state.get("left_basis"), state.get("right_basis")
+            bases = [state.get(name) for name in BASES]
             rotated = eigenbasis.rotate(matrices, *bases)
             state["exp_avg"].lerp_(rotated, 1 - beta)
             state["exp_avg_sq"].lerp_(rotated.square(), 1 - beta_square)
             scaled = state["exp_avg"] / state["exp_avg_sq"].sqrt().add_(group["eps"])
             scaled *= (1 - beta_square**step) ** 0.5 / (1 - beta**step)
             direction = eigenbasis.rotate_back(scaled, *bases)
-        for (covariance, basis), side in ((LEFT, matrices), (RIGHT, matrices.mT)):
+        else:
+            sides = "left" in state, "right" in state
+            for name, found in zip(BASES, eigenbasis.first_bases(matrices, sides), strict=True):
+                if found is not None:
+                    state[name].copy_(found)
+        for covariance, side in (("left", matrices), ("right", matrices.mT)):
             if covariance in state:
                 eigenbasis.accumulate(state[covariance], side, decay)
-                if step == 0:
-                    state[basis].copy_(eigenbasis.first_basis(state[covariance]))
         if step:
             self._renew(state, family.due(positions, step % self.precondition_every))
         return list(direction.to(gradients[0].dtype).unflatten(0, (len(gradients), *shape[:-2])))
@@ -236,7 +240,7 @@ class Soap(AdamW):
 
 def _bases(state: dict[str, Tensor]) -> list[Tensor | None]:
     """Of both sides, in fp32."""
-    return [state[name].float() if name in state else None for _, name in (LEFT, RIGHT)]
+    return [state[name].float() if name in state else None for name in BASES]
 
 
 class Family:

@@ -58,7 +58,7 @@ def test_rotation_and_back():
 def test_bases_are_orthogonal_whatever_the_covariance(side, rank, decades):
     """Singular, of a spectrum beyond fp32's digits, or zero, and after many renewals."""
     matrices = covariances(2, side, int(rank * side), decades)
-    basis = eigenbasis.first_basis(matrices)
+    basis, _ = eigenbasis.first_bases(matrices, (True, False))
     assert unorthogonality(basis) < 1e-5
     for seed in range(20):
         gradient = random(2, side, side, seed=seed)
@@ -67,14 +67,31 @@ def test_bases_are_orthogonal_whatever_the_covariance(side, rank, decades):
         assert unorthogonality(basis) < 1e-5
 
 
-def test_first_basis_has_the_eigenvectors_by_falling_eigenvalue():
-    matrices = covariances(2, 6, 6, 2.0)
-    turned = eigenbasis.first_basis(matrices).mT @ matrices @ eigenbasis.first_basis(matrices)
-    expected = torch.diag_embed(torch.logspace(0, -2, 6)).expand(2, 6, 6)
-    torch.testing.assert_close(turned, expected, atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("spread", [0.5, 6.0])
+@pytest.mark.parametrize("sides", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("shape", [(6, 6), (17, 6), (6, 17), (4, 1)])
+def test_first_bases_have_the_eigenvectors_by_falling_eigenvalue(shape, sides, spread):
+    """Of gradients with a flat spectrum and with one beyond fp32's digits; a longer side's is singular."""
+    matrices = random(2, *shape) * torch.logspace(0, -spread, shape[-1])
+    for basis, side, wanted in zip(
+        eigenbasis.first_bases(matrices, sides), (matrices, matrices.mT), sides, strict=True
+    ):
+        if not wanted:
+            assert basis is None
+            continue
+        covariance = side.double() @ side.double().mT
+        values = torch.linalg.eigvalsh(covariance).flip(-1)
+        turned = basis.double().mT @ covariance @ basis.double()
+        assert unorthogonality(basis) < 1e-5
+        assert float((turned - torch.diag_embed(values)).abs().max() / values.max()) < 1e-5
 
 
-def test_first_basis_falls_back_to_fp64(monkeypatch):
+def test_first_bases_of_nothing():
+    left, right = eigenbasis.first_bases(torch.zeros(1, 5, 3), (True, True))
+    assert unorthogonality(left) == unorthogonality(right) == 0.0
+
+
+def test_decompositions_fall_back_to_fp64(monkeypatch):
     decompose = torch.linalg.eigh
 
     def fail(matrix):
@@ -83,9 +100,9 @@ def test_first_basis_falls_back_to_fp64(monkeypatch):
         return decompose(matrix)
 
     monkeypatch.setattr(torch.linalg, "eigh", fail)
-    basis = eigenbasis.first_basis(covariances(1, 6, 6, 2.0))
-    assert basis.dtype == torch.float32
-    assert unorthogonality(basis) < 1e-6
+    for basis in eigenbasis.first_bases(random(1, 9, 6), (True, True)):
+        assert basis.dtype == torch.float32
+        assert unorthogonality(basis) < 1e-6
 
 
 def test_renewals_converge_to_the_eigenvectors():
