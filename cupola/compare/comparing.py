@@ -122,7 +122,7 @@ def compare(
                 place = folder.place(run)
                 results.append(read_run(run, place, until, outcomes.get(place, Outcome("done")).why))
             comparison = Comparison(out, by_variant(results), cautions(results), reused, others)
-            write_comparison(comparison, jobs)
+            write_comparison(comparison)
         for line in comparison.cautions:
             display.warn(line)
     return comparison
@@ -151,10 +151,10 @@ def job_of(
     )
 
 
-def write_comparison(comparison: Comparison, jobs: int) -> None:
+def write_comparison(comparison: Comparison) -> None:
     """`comparison.json`, `comparison.html`, and a picture for each axis."""
     out = comparison.folder
     storage.write_json(out / "comparison.json", comparison.as_json())
     for axis, svg in comparison_svgs(comparison.variants, standalone=True).items():
         storage.write_text(out / f"loss-by-{axis.lower()}.svg", svg)
-    storage.write_text(out / "comparison.html", comparison_page(comparison, jobs))
+    storage.write_text(out / "comparison.html", comparison_page(comparison))

@@ -33,7 +33,7 @@ NOTES = (
     " stage. To the first: mean difference of held-out from the first variant, seed by seed, ± its standard"
     " deviation.",
     "FLOPs: forward and backward of the model, by the length of the rows. Seconds: of training alone, without"
-    " evaluations and saving.",
+    " evaluations and saving; runs that shared the machine (--jobs) took longer than one alone.",
 )
 
 
@@ -76,14 +76,9 @@ def _difference(variant: VariantResult, first: VariantResult) -> str:
     return f"{_with_deviation(difference, '+')} ({difference.mean / base.mean:+.1%})"
 
 
-def comparison_page(comparison: "Comparison", jobs: int) -> str:
+def comparison_page(comparison: "Comparison") -> str:
     """The page of a comparison, as text."""
     svgs = comparison_svgs(comparison.variants, standalone=False)
-    notes = list(NOTES)
-    if jobs > 1:
-        notes.append(
-            f"{jobs} runs at a time shared the machine: their seconds are longer than one alone takes."
-        )
     return page_template("comparison.html", HERE).render(
         palette=palette_css(),
         kind="comparison",
@@ -91,7 +86,7 @@ def comparison_page(comparison: "Comparison", jobs: int) -> str:
         lead="",
         columns=COLUMNS,
         rows=comparison_rows(comparison.variants),
-        notes=notes,
+        notes=NOTES,
         cautions=comparison.cautions,
         figures=list(svgs.values()),
         runs=[
