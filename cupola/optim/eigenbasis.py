@@ -93,14 +93,13 @@ def next_basis(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     from the largest down, and QR changes a column only by those before it.
 
     Args:
-        covariance, basis: (n, d, d), any floating dtype.
+        covariance, basis: (n, d, d), any floating dtype; it is that of the product.
 
     Returns:
-        The new basis, (n, d, d) in fp32; and the order (n, d): column i of the new basis follows on column
-        order[i] of the old one.
+        The new basis, (n, d, d), in fp32 as its decomposition is; and the order (n, d): column i of the new
+        basis follows on column order[i] of the old one.
     """
-    basis = basis.float()
-    product = covariance.float() @ basis
+    product = (covariance @ basis).float()
     order = (basis * product).sum(-2).argsort(dim=-1, descending=True, stable=True)
     product = product.gather(-1, order[:, None, :].expand_as(product))
     return torch.linalg.qr(product).Q, order

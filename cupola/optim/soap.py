@@ -61,7 +61,7 @@ class Soap(AdamW):
         precondition_every: steps from one renewal of a matrix's bases to the next.
         covariance_decay: of L and R; by default that of the second moment.
         largest_preconditioned, one_sided_above: which sides are rotated, see `eigenbasis.rotated_sides`.
-        dtype: of the state of matrices, and of the products with it; renewals are in fp32.
+        dtype: of the state of matrices, and of the products with it; decompositions are in fp32.
         layout: where a sharded matrix is whole.
 
     Raises:
@@ -173,7 +173,7 @@ class Soap(AdamW):
         matrices = torch.stack(gradients).view(-1, *shape[-2:]).to(self.dtype)
         direction = torch.zeros_like(matrices)
         if step:
-            bases = [state.get(name) for name in BASES]
+            bases = _bases(state)
             rotated = eigenbasis.rotate(matrices, *bases)
             state["exp_avg"].lerp_(rotated, 1 - beta)
             state["exp_avg_sq"].lerp_(rotated.square(), 1 - beta_square)
@@ -198,7 +198,7 @@ class Soap(AdamW):
             return
         index = torch.tensor(due, device=state["exp_avg"].device)
         chosen = {name: value[index] for name, value in state.items()}
-        moment = eigenbasis.rotate_back(chosen["exp_avg"].float(), *_bases(chosen))
+        moment = eigenbasis.rotate_back(chosen["exp_avg"], *_bases(chosen))
         for (covariance, basis), axis in ((LEFT, -2), (RIGHT, -1)):
             if covariance in chosen:
                 renewed, order = eigenbasis.next_basis(chosen[covariance], chosen[basis])
@@ -206,7 +206,7 @@ class Soap(AdamW):
                 along = order.unsqueeze(-1 if axis == -2 else -2)
                 squares = chosen["exp_avg_sq"]
                 chosen["exp_avg_sq"] = squares.gather(axis, along.expand_as(squares))
-        chosen["exp_avg"] = eigenbasis.rotate(moment, *_bases(chosen)).to(self.dtype)
+        chosen["exp_avg"] = eigenbasis.rotate(moment, *_bases(chosen))
         for name, value in chosen.items():
             if name not in ("left", "right"):
                 state[name].index_copy_(0, index, value)
@@ -239,8 +239,8 @@ class Soap(AdamW):
 
 
 def _bases(state: dict[str, Tensor]) -> list[Tensor | None]:
-    """Of both sides, in fp32."""
-    return [state[name].float() if name in state else None for name in BASES]
+    """Of rows and of columns; None where they are not rotated."""
+    return [state.get(name) for name in BASES]
 
 
 class Family:
