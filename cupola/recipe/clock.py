@@ -110,7 +110,7 @@ class Clock:
         if settings.decay_over.unit == "steps":
             start = self.boundary(self.step_count - int(settings.decay_over.amount))
         else:
-            start = self.end - self.tokens_of(settings.decay_over)
+            start = self.total - self.tokens_of(settings.decay_over)
         if start < self.warmup:
             raise InputError(
                 f"warm-up and decay together are longer than the stage: the decay over {settings.decay_over} "

@@ -37,10 +37,13 @@ class Piecewise(Generic[Value]):
 
     Attributes:
         steps: (start, value) in order; the first starts at 0.
+        points: (position, value) between which `steps` are the way, where they are; the last may lie at the
+            end, where no step begins any more.
         written: the way it stands in a recipe, where that is not `steps`.
     """
 
     steps: tuple[tuple[Quantity, Value], ...]
+    points: tuple[tuple[Quantity, Value], ...] = ()
     written: Any = None
 
     @classmethod
@@ -62,8 +65,8 @@ class Piecewise(Generic[Value]):
         if "multiple" in value and (between != "linear" or isinstance(points[0][1], dict)):
             raise ValueError("multiple is for numbers with between: linear")
         if between == "steps":
-            return cls(points, value)
-        return cls(_stairs(points, value.get("multiple")), value)
+            return cls(points, points, value)
+        return cls(_stairs(points, value.get("multiple")), points, value)
 
     def starts(self, total: int) -> list[tuple[int, Value]]:
         """(position in tokens, value) of every change, the first at 0."""
@@ -73,6 +76,11 @@ class Piecewise(Generic[Value]):
     def values(self) -> list[Value]:
         """Every value that occurs, in order."""
         return [value for _, value in self.steps]
+
+    def last(self) -> "Piecewise[Value]":
+        """What it comes to, from beginning to end; also where a stair's last step would begin at the end."""
+        _, value = (self.points or self.steps)[-1]
+        return Piecewise(((Quantity(0, "%"), value),))
 
     def dump(self) -> Any:
         """As it is written in a recipe."""
@@ -127,6 +135,10 @@ class Curve:
         """The number at every point, in order."""
         return [value for _, value in self.points]
 
+    def last(self) -> "Curve":
+        """What it comes to, from beginning to end."""
+        return Curve.constant(self.points[-1][1])
+
     def dump(self) -> Any:
         """As it is written in a recipe."""
         if len(self.points) == 1:
@@ -137,9 +149,17 @@ class Curve:
 
 def late_changes(value: Piecewise[Any] | Curve, total: int) -> list[Quantity]:
     """Positions in tokens that a stage of `total` never reaches."""
-    steps = value.steps if isinstance(value, Piecewise) else value.points
-    last = 1 if isinstance(value, Curve) and value.between != "steps" else 0  # the way to it may end there
-    return [start for start, _ in steps if start.unit == "tokens" and start.amount >= total + last]
+    if isinstance(value, Piecewise):
+        points = value.points or value.steps
+        at_the_end = bool(value.written) and value.written.get("between", "steps") != "steps"
+    else:
+        points, at_the_end = value.points, value.between != "steps"
+    # The way to a point may end where the stage does; a value that holds from there on never counts.
+    return [
+        start
+        for start, _ in points
+        if start.unit == "tokens" and (start.amount > total or (start.amount == total and not at_the_end))
+    ]
 
 
 def _read(

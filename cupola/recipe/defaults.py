@@ -30,9 +30,9 @@ def _fill(stage: Stage, before: Stage | None, model: Model) -> Stage:
     sizes = stage.batch_tokens
     optimizer = stage.optimizer
     if before:
-        lengths = lengths or _last(before.sequence_length)
-        sizes = sizes or _last(before.batch_tokens)
-        optimizer = optimizer or before.optimizer
+        lengths = lengths or (before.sequence_length.last() if before.sequence_length else None)
+        sizes = sizes or (before.batch_tokens.last() if before.batch_tokens else None)
+        optimizer = optimizer or (_settled(before.optimizer) if before.optimizer else None)
     lengths = lengths or _constant(min(SEQUENCE_LENGTH, _learned_positions(model)))
     return stage.model_copy(
         update={
@@ -53,5 +53,8 @@ def _constant(value: int) -> Piecewise[int]:
     return Piecewise(((Quantity(0, "%"), value),))
 
 
-def _last(schedule: Piecewise[int] | None) -> Piecewise[int] | None:
-    return _constant(schedule.values[-1]) if schedule else None
+def _settled(optimizer: Optimizer) -> Optimizer:
+    """With what its schedules come to."""
+    stated = {name: getattr(optimizer, name).last() for name in ("weight_decay", "momentum")}
+    changing = {name: value for name, value in stated.items() if value != getattr(optimizer, name)}
+    return optimizer.model_copy(update=changing)

@@ -307,6 +307,26 @@ def test_the_rate_follows_the_batch_by_the_rule_asked_for(rule, power):
     assert seen == set(sizes.values())
 
 
+@pytest.mark.parametrize("tokens", ["20M tokens", "19_999_999 tokens", "5M tokens"])
+@pytest.mark.parametrize(("warmup", "decay_over"), [("10%", "90%"), ("0%", "100%"), ("20%", "80%")])
+def test_warmup_and_decay_may_be_the_whole_stage_wherever_its_last_row_ends(tokens, warmup, decay_over):
+    settings = {"peak": 1.0, "warmup": warmup, "decay": "linear", "decay_over": decay_over}
+    clock = Clock(stage(tokens=tokens, sequence_length=1024, batch_tokens=65536, learning_rate=settings))
+    assert clock.decay_start == clock.warmup
+    assert 0 < clock.learning_rate(clock.boundary(clock.step_count - 1), clock.end) < 0.02
+
+
+@pytest.mark.parametrize("end", ["100%", "20480 tokens"])
+def test_a_way_may_end_where_the_stage_does(end):
+    start = "0%" if end == "100%" else "0 tokens"
+    growing = {"points": {start: 64, end: 256}, "between": "linear"}
+    clock = Clock(stage(tokens=20480, sequence_length=growing, batch_tokens={**growing, "multiple": 32}))
+    sizes = {end - start for start, end in clock.steps()}
+    assert max(sizes) < 256 + 192
+    assert clock.sequence_length(clock.end - 1) in (128, 192)
+    assert clock.span >= 192
+
+
 def test_every_setting_that_may_change_does():
     curve = {"points": {"0%": 0.5, "100%": 0.9}, "between": "linear"}
     clock = Clock(

@@ -86,6 +86,23 @@ def test_what_is_dumped_loads_to_the_same(folder, name):
     assert Recipe.model_validate(dump(recipe)) == recipe
 
 
+def test_a_ramp_passes_on_what_it_comes_to(folder):
+    """Also where its last step would begin at the very end, and for what changes in the optimizer."""
+    way = "{points: {0%: 32, 100%: 64}, between: linear}"
+    sizes = "{points: {0%: 512, 60%: 600, 100%: 300}, between: linear, multiple: 4}"
+    momentum = "{points: {0%: 0.85, 50%: 0.95}, between: linear}"
+    optimizer = f"{{kind: muon, momentum: {momentum}, weight_decay: {{0: 0.1, 10000: 0.2}}}}"
+    recipe = derived(
+        "stages: {pretrain: {"
+        f"sequence_length: {way}, batch_tokens: {sizes}, optimizer: {optimizer}"
+        "}, midtrain: null, next: {data: {mine: 1}, tokens: 5k, learning_rate: 1e-3}}"
+    )
+    after = recipe.stages["next"]
+    assert (after.sequence_length.dump(), after.batch_tokens.dump()) == (64, 300)
+    assert (after.optimizer.momentum.dump(), after.optimizer.weight_decay.dump()) == (0.95, 0.2)
+    assert recipe.stages["pretrain"].optimizer.weight_decay.dump() == {"0%": 0.1, "10000 tokens": 0.2}
+
+
 class TestBase:
     def test_changes_keys_and_keeps_the_rest(self, folder):
         recipe = derived("name: new\nmodel: {layers: 3}\nstages: {pretrain: {tokens: 5M tokens}}\n")
