@@ -1,7 +1,8 @@
 """One function for each optimizer that is measured: a contender whose step is the update alone.
 
 All update the same parameters, those of Cupola's model of the shape, from the same gradients, which are drawn
-once. All leave embedding, head and vectors to AdamW; Muon's and SOAP's peers take torch's fused one for them.
+once. All leave embedding, head and vectors to AdamW; Muon's and SOAP's peers take torch's fused one for them,
+save one contender, which has all of them as the peer's documentation calls it.
 """
 
 from collections.abc import Callable
@@ -56,19 +57,23 @@ def muon(module: Any) -> list[Update]:
     return [optimizer.step, _fused(others)]
 
 
-def soap(module: Any) -> list[Update]:
-    """pytorch-optimizer's."""
+def soap(module: Any, whole: bool = False) -> list[Update]:
+    """pytorch-optimizer's.
+
+    Args:
+        whole: give it all parameters, embedding and head among them, as `SOAP(model.parameters())` does.
+    """
     from pytorch_optimizer import SOAP
 
     matrices, others = _split(module)
     optimizer = SOAP(
-        matrices,
+        [*matrices, *others] if whole else matrices,
         lr=LEARNING_RATE,
         betas=BETAS,
         weight_decay=WEIGHT_DECAY,
         precondition_frequency=PRECONDITION_EVERY,
     )
-    return [optimizer.step, _fused(others)]
+    return [optimizer.step] if whole else [optimizer.step, _fused(others)]
 
 
 def _split(module: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -114,6 +119,7 @@ MAKERS: dict[str, Callable[[Any], list[Update]]] = {
     "torch muon": muon,
     "soap": partial(ours, "soap"),
     "pytorch-optimizer soap": soap,
+    "pytorch-optimizer soap, all parameters": partial(soap, whole=True),
 }
 OPTIMIZERS: dict[str, Callable[[Settings], Contender]] = {
     name: partial(contender, make) for name, make in MAKERS.items()
