@@ -36,6 +36,7 @@ class Comparison:
     """What came of a comparison.
 
     Attributes:
+        until: the last stage that counts, where not all do.
         reused: runs that were done before.
         others: folders of runs that this grid does not have; they are not counted.
     """
@@ -43,6 +44,7 @@ class Comparison:
     folder: Path
     variants: list[VariantResult]
     cautions: list[str]
+    until: str | None
     reused: int
     others: list[str]
 
@@ -121,7 +123,7 @@ def compare(
             for run in planned:
                 place = folder.place(run)
                 results.append(read_run(run, place, until, outcomes.get(place, Outcome("done")).why))
-            comparison = Comparison(out, by_variant(results), cautions(results), reused, others)
+            comparison = Comparison(out, by_variant(results), cautions(results), until, reused, others)
             write_comparison(comparison)
         for line in comparison.cautions:
             display.warn(line)

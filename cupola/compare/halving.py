@@ -13,7 +13,9 @@ nothing to be compared with.
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
+from cupola.compare.admission import takes_real_numbers
 from cupola.errors import InputError
 
 FINALISTS = 2
@@ -38,10 +40,12 @@ class Over:
 
 
 def parse_over(text: str, trials: int) -> Over:
-    """`KEY=LOW..HIGH` or `KEY=LOW..HIGH:log`; whole numbers at both ends give whole numbers.
+    """`KEY=LOW..HIGH` or `KEY=LOW..HIGH:log`.
+
+    Whole numbers at both ends give whole numbers, but where the setting is a real number.
 
     Raises:
-        InputError: no key, no range, a range that is empty, or fewer whole numbers in it than trials.
+        InputError: no key, no range, a range that is empty, or fewer different values in it than trials.
     """
     key, equals, rest = (part.strip() for part in text.partition("="))
     match = RANGE.fullmatch(rest)
@@ -60,9 +64,11 @@ def parse_over(text: str, trials: int) -> Over:
     if log and low <= 0:
         raise InputError(f"--over {text}: a logarithmic grid begins above 0")
     whole = all(WHOLE.fullmatch(match[end].strip()) for end in ("low", "high"))
+    whole = whole and not takes_real_numbers(key)
     values = grid(low, high, trials, log, whole)
-    if len(set(values)) < trials:
-        raise InputError(f"--over {text}: has no {trials} different values; say a smaller --trials")
+    if any(after <= before for before, after in pairwise(values)):
+        what = "whole numbers" if whole else f"values of {DIGITS} digits"
+        raise InputError(f"--over {text}: has no {trials} different {what}; say a smaller --trials")
     return Over(key, values, log)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cupola.compare.plots import comparison_svgs, sweep_svg
-from cupola.compare.results import Spread, VariantResult
+from cupola.compare.results import RunResult, Spread, VariantResult
 from cupola.display import count, duration
 from cupola.report.page import page_template
 from cupola.report.plots import palette_css
@@ -99,7 +99,10 @@ def comparison_page(comparison: "Comparison") -> str:
             }
             for run in comparison.runs
         ],
-        settings=[(variant.name, _command(variant)) for variant in comparison.variants],
+        settings=[
+            (variant.name, [_command(run, comparison.until) for run in variant.runs])
+            for variant in comparison.variants
+        ],
         not_counted=len(comparison.others),
     )
 
@@ -108,9 +111,12 @@ def _bits(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _command(variant: VariantResult) -> str:
-    settings = " ".join(f"--set {shlex.quote(setting)}" for setting in variant.settings)
-    return f"cupola run {shlex.quote(variant.source)} {settings}".rstrip()
+def _command(run: RunResult, until: str | None) -> str:
+    """What trains a run again, in a folder of its own: its recipe down to the seed and the name."""
+    planned = run.planned
+    settings = [*planned.overrides, *planned.settings, f"seed={planned.seed}", f"name={run.folder.name}"]
+    words = ["cupola", "run", planned.source, *(w for setting in settings for w in ("--set", setting))]
+    return shlex.join([*words, *(["--until", until] if until else [])])
 
 
 def sweep_columns(sweep: "Sweep") -> list[str]:

@@ -15,6 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from cupola import json_lines, storage
+from cupola.compare.admission import (
+    refuse_late_rungs,
+    refuse_later_stages,
+    refuse_unequal_lengths,
+    refuse_what_is_no_training,
+    rung_end,
+    rung_position,
+)
 from cupola.compare.comparing import job_of, require_stage
 from cupola.compare.fleet import run_jobs
 from cupola.compare.folder import GroupFolder, stage_folders
@@ -27,6 +35,9 @@ from cupola.errors import CupolaError, InputError
 from cupola.pipeline.records import DONE
 from cupola.recipe.clock import Clock
 from cupola.recipe.loading import load
+
+UNEQUAL = 1.05
+"""From the shortest to the longest training of the trials of a rung, above which it is said."""
 
 
 @dataclass
@@ -45,10 +56,15 @@ class Rung:
 
 @dataclass
 class Sweep:
-    """What came of a sweep; trials are numbered in the order of their values."""
+    """What came of a sweep; trials are numbered in the order of their values.
+
+    Attributes:
+        overrides: `--set` of all trials.
+    """
 
     folder: Path
     recipe: str
+    overrides: tuple[str, ...]
     key: str
     log: bool
     stage: str
@@ -102,8 +118,10 @@ class Sweep:
     def notes(self) -> list[str]:
         """How to read the figures."""
         close = [number for rung in self.rungs[-1:] for number in rung.ranked[:2]]
-        values = ",".join(f"{self.trials[number]:g}" for number in sorted(close))
-        command = f"cupola compare {shlex.quote(self.recipe)} --vary {self.key}={values} --seeds 3"
+        values = ",".join(f"{self.trials[number]!r}" for number in sorted(close))
+        words = ["cupola", "compare", self.recipe, "--vary", f"{self.key}={values}", "--seeds", "3"]
+        words += [word for setting in self.overrides for word in ("--set", setting)]
+        command = shlex.join([*words, "--until", self.stage])
         return [
             "Held-out bits per byte: before the end of a fixed choice of the held-out text, at the end of all"
             " of it, so figures compare within a column. Each column is one position of the same schedule.",
@@ -157,8 +175,10 @@ def plan_sweep(
         until: the stage; by default the one that the key names, else the first.
 
     Raises:
-        InputError: a value that the recipe refuses, or a stage whose horizon is counted in epochs.
+        InputError: a value that the recipe refuses, a stage whose horizon is counted in epochs, or trials
+            that can't be compared (`compare.admission`).
     """
+    refuse_what_is_no_training(over.key)
     words = over.key.split(".")
     stages = load(recipe, overrides).stages
     stage = until or (words[1] if words[0] == "stages" and len(words) > 2 else next(iter(stages)))
@@ -173,6 +193,9 @@ def plan_sweep(
                 f"stage {stage}: its horizon is {horizon}; a sweep needs it in tokens or steps"
                 f" (--set stages.{stage}.tokens=...)"
             )
+    refuse_later_stages(over.key, planned[0], stage)
+    refuse_unequal_lengths(over.key, planned, stage)
+    refuse_late_rungs(planned, stage, rungs)
     return stage, planned
 
 
@@ -198,8 +221,9 @@ def sweep(
         rungs = [Rung(f"{share:.0%} of {stage}", share) for share in shares(len(planned), factor)]
         places = [folder.place(trial).name for trial in planned]
         others = folder.others(list(planned))
-        result = Sweep(out, recipe, over.key, over.log, stage, over.values, rungs, places, others)
-        result.cautions = _cautions(over, planned[0], stage, rungs[0])
+        common = planned[0].overrides
+        result = Sweep(out, recipe, common, over.key, over.log, stage, over.values, rungs, places, others)
+        result.cautions = _cautions(over, planned, stage, rungs[0])
         _say_plan(result, planned, factor, display)
         try:
             left = list(range(len(planned)))
@@ -232,7 +256,8 @@ def _climb(
     for number in numbers:
         trial = planned[number]
         if _figure(folder.place(trial), trial, result.stage, rung.share) is None:
-            stop = [] if rung.share == 1 else ["--stop-at", f"{100 * rung.share:.6g}%"]
+            clock = Clock(trial.recipe.stages[result.stage])
+            stop = [] if rung.share == 1 else ["--stop-at", f"{rung_position(clock, rung.share)} tokens"]
             to_do[number] = job_of(folder, trial, result.stage, stop, rung.share)
     outcomes = run_jobs(list(to_do.values()), jobs, display) if to_do else {}
     for number in numbers:
@@ -242,9 +267,14 @@ def _climb(
             rung.figures[number] = figure
             continue
         outcome = outcomes.get(to_do[number].folder) if number in to_do else None
-        result.failures[number] = (
-            outcome.why if outcome and outcome.why else "its held-out loss is not finite"
-        )
+        if outcome and outcome.why:
+            result.failures[number] = outcome.why
+        elif figure is not None:
+            result.failures[number] = "its held-out loss is not finite"
+        else:
+            result.failures[number] = (
+                f"its records have no evaluation at {rung.title}; remove its folder to train it anew"
+            )
     _say_rung(result, rung, display)
 
 
@@ -257,7 +287,7 @@ def _figure(place: Path, trial: Planned, stage: str, share: float) -> float | No
         except CupolaError:
             return None
         return _number(facts["heldout_bits_per_byte"]) if facts.get("status") == DONE else None
-    position = Clock(trial.recipe.stages[stage]).total * share
+    position = rung_position(Clock(trial.recipe.stages[stage]), share)
     steps = (row["step"] for row in json_lines.read_whole(files.metrics) if row["tokens"] >= position)
     reached = next(steps, None)
     for row in json_lines.read_whole(files.evaluations):
@@ -270,16 +300,23 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _cautions(over: Over, trial: Planned, stage: str, rung: Rung) -> list[str]:
+def _cautions(over: Over, planned: Sequence[Planned], stage: str, rung: Rung) -> list[str]:
     found = []
     if over.wide:
         found.append(f"{over.key} is spaced evenly over a wide range; `:log` spaces it evenly by ratio")
-    clock = Clock(trial.recipe.stages[stage])
+    clocks = [Clock(trial.recipe.stages[stage]) for trial in planned]
+    ends = [rung_end(clock, rung.share) for clock in clocks]
+    if max(ends) > UNEQUAL * min(ends):
+        found.append(
+            f"the first rung, {rung.title}, is the end of a step, by which the trials have trained on"
+            f" {min(ends):,} to {max(ends):,} tokens; say a smaller --factor or a longer stage"
+        )
+    clock = clocks[0]
     if clock.warmup > rung.share * clock.total:
         found.append(
             f"the first rung, {rung.title}, lies inside the warm-up; say a smaller --factor or warm-up"
         )
-    before = list(trial.recipe.stages).index(stage)
+    before = list(planned[0].recipe.stages).index(stage)
     if before:
         found.append(f"every trial trains the {before} stages before {stage} as well")
     return found

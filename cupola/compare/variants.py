@@ -5,7 +5,7 @@ edited in the meantime changes nothing. A run is known by the digest of its reso
 so that a larger grid finds again what a smaller one trained, whatever it calls it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ from cupola.errors import InputError
 from cupola.recipe.document import Node, read_document, read_value
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
+from cupola.recipe.structure import Kind, kind_at, kind_of
 
 OPENING, CLOSING, QUOTES = "[{", "]}", "\"'"
 
@@ -34,7 +35,8 @@ class Planned:
     """One run: a variant with one seed.
 
     Attributes:
-        settings: what distinguishes the variant from its recipe, as `--set` takes it.
+        overrides: what is set for all variants, as `--set` takes it.
+        settings: what distinguishes the variant from its recipe, likewise; above `overrides`.
         recipe: resolved; `name` is that of its folder.
         identity: digest of the recipe without its name, and of what else shapes the run.
     """
@@ -42,6 +44,7 @@ class Planned:
     variant: str
     seed: int
     source: str
+    overrides: tuple[str, ...]
     settings: tuple[str, ...]
     recipe: Recipe
     identity: str
@@ -182,12 +185,51 @@ def plan_grid(
 
 
 def _refuse_overlaps(groups: Sequence[Group], axes: Sequence[Sequence[Group]]) -> None:
-    """A key that a group and a `--vary` set has one value under two names."""
-    varied = {setting.partition("=")[0] for axis in axes for group in axis for setting in group.settings}
-    for group in groups:
-        for key in (setting.partition("=")[0] for setting in group.settings):
-            if key in varied:
-                raise InputError(f"variant {group.label} sets {key}, which --vary sets as well")
+    """What a group and a `--vary` set, or two of these, has one value under two names.
+
+    Settings overlap where they set the same key, or one a block and the other a key in it.
+    """
+    varied = [{key for group in axis for key in _keys_set(group)} for axis in axes]
+    for number, keys in enumerate(varied):
+        for group in groups:
+            if shared := _overlap(_keys_set(group), keys):
+                raise InputError(f"variant {group.label} sets {shared}, which --vary sets as well")
+        for others in varied[:number]:
+            if shared := _overlap(others, keys):
+                raise InputError(f"two --vary set {shared}; give all its values in one of them")
+
+
+def _keys_set(group: Group) -> set[tuple[str, ...]]:
+    """Every key that a group sets, as a path; a shorthand counts as the key that it stands for."""
+    found: set[tuple[str, ...]] = set()
+    for setting in group.settings:
+        key, _, text = setting.partition("=")
+        path = tuple(key.split("."))
+        found.update(_keys_below(path, kind_at(path), read_value(text, f"--set {setting}", Path.cwd())))
+    return found
+
+
+def _keys_below(path: tuple[str, ...], kind: Kind, node: Node) -> Iterator[tuple[str, ...]]:
+    """As far down as blocks merge key by key; what is no block is replaced whole."""
+    shorthand = getattr(kind, "shorthand", None)
+    if path == ("model", "base"):
+        yield ("model",)  # of which a preset leaves nothing
+    elif kind is not None and isinstance(node.value, dict) and node.value:
+        for name, inner in node.value.items():
+            yield from _keys_below((*path, name), kind_of(kind, name), inner)
+    elif shorthand is not None and node.value is not None:
+        yield (*path, shorthand)
+    else:
+        yield path
+
+
+def _overlap(mine: set[tuple[str, ...]], theirs: set[tuple[str, ...]]) -> str | None:
+    """A key of one that is, holds or lies in a key of the other; the longer of the two."""
+    for one, other in product(sorted(mine), sorted(theirs)):
+        shorter = min(len(one), len(other))
+        if one[:shorter] == other[:shorter]:
+            return ".".join(one if len(one) > len(other) else other)
+    return None
 
 
 def _repeat(recipes: Sequence[str], cells: int) -> list[str]:
@@ -216,4 +258,4 @@ def _plan(
     values = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
     # A mapping's order counts (stages run in it), so the digest is of a text and not of the mapping.
     identity = storage.digest([yaml.safe_dump(values, sort_keys=False), beside])[:12]
-    return Planned(variant, recipe.seed, source, settings, recipe, identity)
+    return Planned(variant, recipe.seed, source, tuple(overrides), settings, recipe, identity)

@@ -1,13 +1,17 @@
 """`cupola compare` on real runs: figures as recomputed from their files, reuse, failures, kill and resume."""
 
+import html
 import json
 import os
+import re
+import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -95,9 +99,16 @@ def test_figures_reuse_and_what_is_not_counted(compare, here, capsys):
     assert result["variants"][1]["to_first"]["mean"] == pytest.approx(statistics.mean(differences))
     assert result["variants"][1]["to_first"]["deviation"] == pytest.approx(statistics.stdev(differences))
 
-    page = parse((compare.out / "comparison.html").read_text())
+    written = (compare.out / "comparison.html").read_text()
+    page = parse(written)
     assert all(address.startswith("#") for address in page.addresses)
     assert len(page.ids) == len(set(page.ids))
+    commands = [shlex.split(line) for line in re.findall("<code>(.*?)</code>", html.unescape(written))]
+    assert len(commands) == 4
+    for words in commands:
+        settings = [value for option, value in pairwise(words) if option == "--set"]
+        again = load(words[2], settings)
+        assert again == load(compare.out / f"runs/{again.name}.yaml")
     mean = statistics.mean(bits["layers=2"])
     assert f"{mean:.3f} ± {statistics.stdev(bits['layers=2']):.3f}" in page.text
     for axis in ("tokens", "flops", "seconds"):

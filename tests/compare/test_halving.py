@@ -46,6 +46,31 @@ def test_values_are_even_by_ratio_or_by_difference():
 
 
 @pytest.mark.parametrize(
+    ("key", "real"),
+    [
+        ("stages.a.learning_rate", True),
+        ("stages.a.learning_rate.final", True),
+        ("stages.a.optimizer.weight_decay", True),
+        ("stages.a.optimizer.covariance_decay", True),
+        ("stages.a.data.speeches", True),
+        ("stages.a.batch_tokens", False),
+        ("stages.a.learning_rate.warmup", False),
+        ("stages.a.optimizer.precondition_every", False),
+        ("model.layers", False),
+        ("nothing.such", False),
+    ],
+)
+def test_whole_ends_give_real_numbers_where_the_setting_is_one(key, real):
+    values = parse_over(f"{key}=0..2", 3).values
+    assert all(isinstance(value, float if real else int) for value in values)
+    if real:
+        assert parse_over(f"{key}=0..1", 5).values == (0, 0.25, 0.5, 0.75, 1)
+    else:
+        with pytest.raises(InputError, match="has no 5 different whole numbers; say a smaller --trials"):
+            parse_over(f"{key}=0..1", 5)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("x", "KEY=LOW..HIGH"),
@@ -57,7 +82,8 @@ def test_values_are_even_by_ratio_or_by_difference():
         ("x=1..1", "the range is empty"),
         ("x=1..inf", "the range is empty"),
         ("x=0..1:log", "begins above 0"),
-        ("x=1..3", "has no 9 different values"),
+        ("x=1..3", "has no 9 different whole numbers"),
+        ("x=1.0001..1.0002", "has no 9 different values of 3 digits"),
     ],
 )
 def test_bad_ranges_are_named(text, words):

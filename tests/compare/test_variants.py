@@ -7,6 +7,7 @@ from cupola.compare.variants import parse_groups, parse_vary, plan_grid
 from cupola.errors import InputError
 
 RATE = "stages.pretrain.learning_rate"
+OPTIMIZER = "stages.pretrain.optimizer"
 
 
 def names(planned):
@@ -16,7 +17,7 @@ def names(planned):
 def test_recipes_times_groups_times_values_times_seeds(tiny_recipe, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(tiny_recipe.read_text().replace("width: 32", "width: 48"))
-    groups = parse_groups(["a: {}", f"b: {{model.layers: 1, {RATE}: {{peak: 0.5, warmup: 1%}}}}"], [])
+    groups = parse_groups(["a: {}", f"b: {{model.layers: 1, {RATE}: {{warmup: 1%}}}}"], [])
     planned = plan_grid(
         [str(tiny_recipe), str(other)], groups, parse_vary([f"{RATE}.peak=1e-3,0.02"]), [1, 2], []
     )
@@ -32,6 +33,12 @@ def test_recipes_times_groups_times_values_times_seeds(tiny_recipe, tmp_path):
     assert (last.model.width, last.model.layers) == (48, 1)
     rate = last.stages["pretrain"].learning_rate
     assert (rate.peak, str(rate.warmup)) == (0.02, "1%")
+
+
+def test_keys_beside_each_other_in_a_block_do_not_overlap(tiny_recipe):
+    groups = parse_groups([f"a: {{{OPTIMIZER}: {{weight_decay: 0.2}}, {RATE}.warmup: 5%}}"], [])
+    axes = parse_vary([f"{OPTIMIZER}=soap,adamw", f"{RATE}=1e-3,2e-3"])
+    assert len(plan_grid([str(tiny_recipe)], groups, axes, None, [])) == 4
 
 
 def test_commas_inside_brackets_and_quotes_belong_to_a_value():
@@ -84,6 +91,26 @@ def test_a_run_is_known_by_its_recipe_without_the_name(tiny_recipe):
         (
             ["--vary", "model.layers=2,3", "--variant", "x: {model.layers: 3}"],
             "variant x sets model.layers, which --vary sets as well",
+        ),
+        (
+            ["--vary", f"{OPTIMIZER}=soap,adamw", "--variant", "a: {stages: {pretrain: {optimizer: muon}}}"],
+            f"variant a sets {OPTIMIZER}.kind, which --vary sets as well",
+        ),
+        (
+            ["--vary", f"{OPTIMIZER}.kind=soap,adamw", "--variant", f"a: {{{OPTIMIZER}: muon}}"],
+            f"variant a sets {OPTIMIZER}.kind, which --vary sets as well",
+        ),
+        (
+            ["--vary", "stages.midtrain.tokens=100,200", "--variant", "a: {stages.midtrain: null}"],
+            "variant a sets stages.midtrain.tokens, which --vary sets as well",
+        ),
+        (
+            ["--vary", "model.base=gpt2-124m,gpt2-355m", "--variant", "a: {model.layers: 3}"],
+            "variant a sets model.layers, which --vary sets as well",
+        ),
+        (
+            ["--vary", f"{OPTIMIZER}=soap,adamw", "--vary", f"{OPTIMIZER}.kind=muon,adamw"],
+            f"two --vary set {OPTIMIZER}.kind",
         ),
         (["--variant", "x"], "NAME: {KEY: VALUE, ...} is expected"),
         (["--variant", "x: 3"], "variant x: a mapping of keys to values is expected"),
