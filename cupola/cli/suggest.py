@@ -69,19 +69,24 @@ def command(
     from cupola.suggest import propose
 
     budget = _number(tokens, "--tokens")
-    loaded = None
+    loaded = now = None
     if recipe is not None:
         from cupola.recipe.loading import load
 
         loaded = load(recipe, list(overrides))
         stage = stage or next(iter(loaded.stages))
         subject = _of_recipe(loaded, stage, budget, sequence_length, optimizer)
+        now = loaded.stages[stage]
     else:
         size = _number(parameters, "--parameters")
         subject = _of_size(preset, size, budget, sequence_length, optimizer or "adamw")
-    proposal = propose(subject, _family(loaded, preset))
+    proposal = propose(subject, _family(loaded, preset), now)
     if write is not None and loaded is not None and recipe is not None:
-        _write(write, recipe, loaded.name, stage or "", proposal)
+        from cupola.suggest.overlay import write_recipe
+
+        for note in write_recipe(write, recipe, overrides, loaded, stage or "", proposal):
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"{write}: written", err=True)
     if as_json:
         emit(_facts(proposal))
     else:
@@ -165,6 +170,7 @@ def _facts(proposal: "Proposal") -> dict[str, Any]:
 
 def _show(proposal: "Proposal", stage: str) -> None:
     from cupola.display import count
+    from cupola.suggest.overlay import as_yaml
     from cupola.suggest.rules import NOT_CHECKED
 
     subject = proposal.subject
@@ -189,26 +195,7 @@ def _show(proposal: "Proposal", stage: str) -> None:
         click.echo(f"  {choice.setting:<24}{choice.value:<14}  {choice.why}")
     for note in proposal.notes:
         click.echo(f"note: {note}")
-    click.echo(f"\n{_yaml({'stages': {stage: proposal.stage}})}", nl=False)
-
-
-def _yaml(value: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _write(target: Path, recipe: str, name: str, stage: str, proposal: "Proposal") -> None:
-    """A recipe on top of another, with the proposal as its stage's settings."""
-    if target.exists():
-        raise InputError(f"--write {target}: exists; choose another file")
-    base = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
-    text = _yaml({"base": base, "name": f"{name}-suggested", "stages": {stage: proposal.stage}})
-    try:
-        target.write_text(f"# Settings by `cupola suggest {recipe}`.\n{text}", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--write {target}: cannot be written ({error.strerror})") from error
-    click.echo(f"{target}: written", err=True)
+    click.echo(f"\n{as_yaml({'stages': {stage: proposal.stage}})}", nl=False)
 
 
 SMALL_VOCABULARY = 8192  # with which presets are counted that leave the vocabulary to the tokenizer

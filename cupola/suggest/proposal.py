@@ -17,6 +17,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from cupola.errors import InputError
+from cupola.recipe.schema import Optimizer, Stage
 from cupola.suggest.rules import Estimate, critical_batch, estimates, weight_decays
 from cupola.suggest.subject import CHINCHILLA, Subject
 
@@ -50,12 +52,27 @@ class Proposal:
     estimates: tuple[Estimate, ...]
     choices: tuple[Choice, ...]
     stage: dict[str, Any]
-    """The lines of a recipe's stage."""
+    """The lines of a recipe's stage. Blocks merge key by key, so the learning rate is stated whole, and null
+    takes away what the present stage has of another optimizer."""
     notes: tuple[str, ...]
 
 
-def propose(subject: Subject, family: str = "transformer") -> Proposal:
-    """Settings of a stage for a subject."""
+def propose(subject: Subject, family: str = "transformer", now: Stage | None = None) -> Proposal:
+    """Settings of a stage for a subject.
+
+    Args:
+        family: the model's.
+        now: the stage on top of which they are to stand; its optimizer's other settings remain, as far as
+            they have an effect on the subject's optimizer.
+
+    Raises:
+        InputError: the budget is less than one row.
+    """
+    if subject.sequence_length > subject.tokens:
+        raise InputError(
+            f"a row of {subject.sequence_length:,} tokens is longer than the budget of {subject.tokens:,}; "
+            "state a shorter --sequence-length, or more --tokens"
+        )
     found = estimates(subject)
     rate, rate_why = _between(found, "learning_rate")
     batch, batch_why = _between(found, "batch_tokens")
@@ -66,38 +83,71 @@ def propose(subject: Subject, family: str = "transformer") -> Proposal:
     peak = _two_digits(rate)
     found += weight_decays(subject, peak, whole)
     decay, decay_why = _decay(found)
-    warmup = _warmup(subject.tokens / whole)
     sizes = _ramp(subject, whole)
     stage: dict[str, Any] = {
         "tokens": f"{_amount(subject.tokens)} tokens",
         "sequence_length": subject.sequence_length,
         "batch_tokens": sizes if len(sizes) > 1 else whole,
-        "optimizer": {"kind": subject.optimizer, "weight_decay": decay},
-        "learning_rate": {"peak": peak, "warmup": warmup, "decay": "linear"},
+        "optimizer": {"kind": subject.optimizer, "weight_decay": decay, **_kept(subject.optimizer, now)},
+        "learning_rate": {
+            "peak": peak,
+            "warmup": _warmup(subject.tokens / whole),
+            "decay": "linear",
+            "decay_over": None,
+            "final": 0.0,
+            "batch_rule": "sqrt" if len(sizes) > 1 else "none",
+        },
     }
-    if len(sizes) > 1:
-        stage["learning_rate"]["batch_rule"] = "sqrt"
-    choices = (
-        Choice("learning_rate.peak", f"{peak:g}", rate_why, *_bounds(found, "learning_rate")),
-        Choice("batch_tokens", f"{whole:,}", batch_why, *_bounds(found, "batch_tokens")),
-        Choice("batch growth", _shown(sizes), "critical batch of the tokens seen, Zhang et al. 2024"),
-        Choice(
-            "optimizer.weight_decay",
-            f"{decay:g}",
-            decay_why,
-            *_bounds(found, "weight_decay"),
-        ),
-        Choice(
-            "learning_rate.warmup", warmup, f"{WARMUP_STEPS} steps, at most {LONGEST_WARMUP:.0%} of the run"
-        ),
+    notes = [*_notes(subject, found, family), *_row_notes(subject, whole, now)]
+    choices = _choices(subject, found, stage, (rate_why, batch_why, decay_why), _shown(sizes))
+    return Proposal(subject, tuple(found), choices, stage, tuple(notes))
+
+
+def _choices(
+    subject: Subject,
+    found: list[Estimate],
+    stage: dict[str, Any],
+    reasons: tuple[str, str, str],
+    growth: str,
+) -> tuple[Choice, ...]:
+    """What the stage's lines say, with reasons: those of learning rate, batch and weight decay are given."""
+    rate_why, batch_why, decay_why = reasons
+    rate, decay = stage["learning_rate"], stage["optimizer"]["weight_decay"]
+    whole = stage["batch_tokens"]
+    largest = max(whole.values()) if isinstance(whole, dict) else whole
+    warm_why = f"{WARMUP_STEPS} steps, at most {LONGEST_WARMUP:.0%} of the run"
+    length_why = "what is asked for, or the model's context up to 8192"
+    return (
+        Choice("learning_rate.peak", f"{rate['peak']:g}", rate_why, *_bounds(found, "learning_rate")),
+        Choice("batch_tokens", f"{largest:,}", batch_why, *_bounds(found, "batch_tokens")),
+        Choice("batch growth", growth, "critical batch of the tokens seen, Zhang et al. 2024"),
+        Choice("optimizer.weight_decay", f"{decay:g}", decay_why, *_bounds(found, "weight_decay")),
+        Choice("learning_rate.warmup", rate["warmup"], warm_why),
         Choice("learning_rate.decay", "linear to 0", DECAY_SHAPE),
-        Choice(
-            "sequence_length",
-            str(subject.sequence_length),
-            "what is asked for, or the model's context up to 8192",
-        ),
+        Choice("sequence_length", str(subject.sequence_length), length_why),
     )
-    return Proposal(subject, tuple(found), choices, stage, tuple(_notes(subject, found, family)))
+
+
+def _kept(kind: str, now: Stage | None) -> dict[str, Any]:
+    """The optimizer's other settings: as they are, or null where this kind of optimizer has no such thing."""
+    if now is None or now.optimizer is None:
+        return {}
+    stated = now.optimizer.model_dump(mode="json", exclude_defaults=True, exclude={"kind", "weight_decay"})
+    return {key: value if kind in Optimizer.only.get(key, (kind,)) else None for key, value in stated.items()}
+
+
+def _row_notes(subject: Subject, batch: int, now: Stage | None) -> list[str]:
+    """What is to be said of the length of a row."""
+    notes, length = [], subject.sequence_length
+    if batch == length and length > subject.tokens / FEWEST_STEPS:
+        steps, longest = -(-subject.tokens // length), subject.tokens // FEWEST_STEPS
+        notes.append(
+            f"a batch is one row of {length:,} tokens, so the budget is {steps} steps, fewer than "
+            f"{FEWEST_STEPS}: take rows of at most {longest:,}, or more tokens"
+        )
+    if now is not None and now.sequence_length is not None and len(set(now.sequence_length.values)) > 1:
+        notes.append(f"rows are {length:,} tokens from the start; as it is, the stage's length changes")
+    return notes
 
 
 def _between(found: list[Estimate], setting: str) -> tuple[float, str]:

@@ -39,7 +39,9 @@ def test_what_is_written_is_a_recipe(capsys, tmp_path, monkeypatch):
     assert recipe.stages["midtrain"].learning_rate.peak == stage["learning_rate"]["peak"]
     assert recipe.stages["midtrain"].carry == ["weights", "optimizer"]
     assert main(["suggest", "tuned.yaml", "--write", "again.yaml"]) == 0
-    assert load("again.yaml").stages["pretrain"].learning_rate.decay == "linear"
+    assert load("again.yaml").stages["pretrain"].learning_rate.final == 0
+    assert main(["suggest", "quickstart", "--set", "model.width=64", "--write", "narrow.yaml"]) == 0
+    assert load("narrow.yaml").model.width == 64
     assert main(["suggest", "quickstart", "--write", "tuned.yaml"]) == 2
     assert "tuned.yaml: exists" in capsys.readouterr().err
 
@@ -55,6 +57,10 @@ def test_what_is_written_is_a_recipe(capsys, tmp_path, monkeypatch):
         (["--parameters", "1B", "--tokens", "3"], "--tokens 3: a number of at least 1000 is expected"),
         (["quickstart", "--stage", "train"], "--stage train: there is none of that name; there are pretrain"),
         (["quickstart", "--set", "stages.pretrain.tokens=2 epochs"], "depend on the corpus; state --tokens"),
+        (
+            ["quickstart", "--tokens", "20k", "--sequence-length", "100000"],
+            "is longer than the budget of 20,000",
+        ),
     ],
 )
 def test_wrong_input(capsys, arguments, words):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cupola.errors import InputError
 from cupola.recipe.clock import Clock
 from cupola.recipe.loading import load_preset
 from cupola.recipe.schema import Stage
@@ -74,3 +75,10 @@ def test_families_and_optimizers_are_noted():
     notes = " ".join(propose(subject, "mamba2").notes)
     assert "not on family mamba2" in notes
     assert "muon takes AdamW's learning rate" in notes
+
+
+def test_rows_that_leave_few_steps_are_noted():
+    assert any("20 steps, fewer than 100" in note for note in proposal(1e6, 20_000, 1000).notes)
+    assert not any("fewer than" in note for note in proposal(1e6, 20_000, 200).notes)
+    with pytest.raises(InputError, match="longer than the budget of 20,000"):
+        proposal(1e6, 20_000, 20_001)
