@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree
 from itertools import pairwise
@@ -176,39 +177,53 @@ def test_the_band_over_seeds():
 
 
 @pytest.mark.multiprocess
-def test_interrupted_and_killed_it_goes_on(tiny_recipe, tmp_path):
-    """Ctrl-C, then kill -9 of the command alone, then to the end, in real processes."""
+def test_interrupted_and_killed_it_goes_on(tiny_recipe, tmp_path, capsys):
+    """Ctrl-C, then kill -9 of the command alone, then to the end, with every run in a process of its own.
+
+    The model is as small as can be and the steps many, so that a signal comes before the end.
+    """
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "cupola", "compare", str(tiny_recipe), "--out", str(out), "--json"]
-    command += [
-        "--set",
-        "stages.midtrain=null",
-        "--set",
-        "stages.pretrain.tokens=24000",
-        "--set",
-        "evaluate.every=100%",
-    ]
+    tiny = ("model.layers=1", "model.width=16", "tokens=24000", "batch_tokens=128", "sequence_length=32")
+    changes = [key if key.startswith("model") else f"stages.pretrain.{key}" for key in tiny]
+    changes += ["stages.midtrain=null", "evaluate.every=100%", "evaluate.sample_tokens=1"]
+    arguments = ["compare", str(tiny_recipe), "--out", str(out), "--json"]
+    arguments += [word for change in changes for word in ("--set", change)]
 
-    def start_until_it_has_trained():
-        before = sum(path.stat().st_size for path in out.glob("runs/*/stages/*/metrics.jsonl"))
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
-        while process.poll() is None:
-            if sum(path.stat().st_size for path in out.glob("runs/*/stages/*/metrics.jsonl")) > before:
-                return process
+    def written():
+        return sum(path.stat().st_size for path in out.glob("runs/*/stages/*/metrics.jsonl"))
+
+    def wait_until_it_has_trained(ended):
+        before = written()
+        while not ended():
+            if written() > before:
+                return True
             time.sleep(0.02)
-        raise AssertionError(process.communicate())
+        return False
 
-    process = start_until_it_has_trained()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130, said
-    assert said.decode().splitlines()[-1].startswith("interrupted: stopped with 0 of 1 runs done")
+    over = threading.Event()
+
+    def interrupt():
+        if wait_until_it_has_trained(over.is_set):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    watch = threading.Thread(target=interrupt)
+    watch.start()
+    try:
+        status = main(arguments)
+    finally:
+        over.set()
+        watch.join()
+    said = capsys.readouterr().err
+    assert status == 130, said
+    assert said.splitlines()[-1].startswith("interrupted: stopped with 0 of 1 runs done")
     [run] = [path for path in (out / "runs").iterdir() if path.is_dir()]
     events = [event["event"] for event in lines(run / "ledger.jsonl")]
     assert events[-1] == "stage_stopped"
     assert json.loads((out / "comparison.json").read_text())["status"] == "failed"
 
-    process = start_until_it_has_trained()
+    command = [sys.executable, "-m", "cupola", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert wait_until_it_has_trained(lambda: process.poll() is not None), process.communicate()
     process.kill()
     process.communicate()
     with FileLock(run / ".lock", timeout=60):  # the run has seen it, and let go
@@ -216,9 +231,8 @@ def test_interrupted_and_killed_it_goes_on(tiny_recipe, tmp_path):
     assert events[-1] == "stage_stopped"
     assert "stage_resumed" in events
 
-    done = subprocess.run(command, capture_output=True, check=True)
-    result = json.loads(done.stdout.decode().splitlines()[-1])
-    assert result["status"] == "done"
+    assert main(arguments) == 0
+    assert last_json(capsys)["status"] == "done"
     steps = [row["step"] for row in lines(run / "stages/01-pretrain/metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
     assert b"cupola" in (run.with_name(f"{run.name}.log")).read_bytes()

@@ -133,7 +133,7 @@ def tried(recipe, out, trials, factor, *settings):
     [
         (6, 6, 6 * 64 + 2, 64),  # a sixth is 64.33 tokens: the first step is within a token of it
         (6, 6, 6 * 2**20, 2**20),  # 16.6667% of it is three tokens further
-        (81, 3, 81 * 2**16, 2**16),
+        (81, 3, 81 * 2**22, 2**22),
     ],
 )
 def test_a_rung_is_looked_at_where_its_trials_pause(
