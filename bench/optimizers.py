@@ -145,8 +145,8 @@ def command(
 ) -> None:
     """Measure the step of each optimizer, Cupola's and its peers', in turns.
 
-    soap-whole, whose peer preconditions embedding and head as well, takes minutes and gigabytes: only where it
-    is asked for by --only.
+    soap-whole, whose peer preconditions embedding and head as well, takes minutes and gigabytes: only where
+    it is asked for by --only.
     """
     options = {
         "precision": precision,
