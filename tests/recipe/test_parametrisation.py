@@ -39,7 +39,7 @@ def test_what_is_refused(wrong, key, words):
 def test_a_base_that_is_no_model_is_refused():
     (problem,) = model_problems(model("mup", {"family": "mamba2", "heads": None}, base_width=48))
     assert problem.path == ("model", "parametrisation")
-    assert "the base model's mamba2.head_width: inner width 96" in problem.message
+    assert "the base model's mamba2.head_width: expansion * width 96" in problem.message
 
 
 def test_the_base_is_smaller_in_proportion():
