@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
 
 from cupola import storage
 from cupola.compare.variants import Planned
 from cupola.errors import CupolaError, InputError
-from cupola.pipeline.folder import RunFolder, StageFolder
+from cupola.pipeline.folder import RunFolder, StageFolder, hold
 from cupola.pipeline.records import DONE
 from cupola.recipe.schema import Recipe
 
@@ -46,21 +45,8 @@ class GroupFolder:
         Raises:
             InputError: it is something else's, another process holds it, or it can't be made.
         """
-        self._refuse_others()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"{self.path}: another process is working on this {self.kind}; wait for it or stop it"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from error
-        try:
+        with hold(self.path, self.kind, self._refuse_others):
             yield
-        finally:
-            lock.release()
 
     def _refuse_others(self) -> None:
         if not self.path.exists():

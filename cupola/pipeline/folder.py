@@ -40,6 +40,34 @@ class DamagedRecord(CupolaError):
     `cupola run` mends it (`mending`)."""
 
 
+@contextlib.contextmanager
+def hold(path: Path, kind: str, refuse: Callable[[], None]) -> Iterator[None]:
+    """Hold a folder for writing; it is made where it is missing.
+
+    Args:
+        kind: what it holds, for people.
+        refuse: raises where it is something else's; called before anything is made.
+
+    Raises:
+        InputError: another process holds it, it can't be made, or it is refused.
+    """
+    try:
+        refuse()
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{path}: another process is working on this {kind}; wait for it or stop it"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class RunFolder:
     """Paths and records of a run."""
 
@@ -55,21 +83,8 @@ class RunFolder:
         Raises:
             InputError: another process holds it, it can't be made, or it is something else's.
         """
-        try:
-            self._refuse_others(name)
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"{self.path}: another process is working on this run; wait for it or stop it"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from error
-        try:
+        with hold(self.path, "run", lambda: self._refuse_others(name)):
             yield
-        finally:
-            lock.release()
 
     def _refuse_others(self, name: str) -> None:
         """Neither somebody's files nor the run of another recipe nor an imported model are taken over."""
