@@ -23,7 +23,7 @@ from bench.updates import PRECONDITION_EVERY
 
 FAMILIES = {
     "adamw": ("adamw", "torch adamw fused", "torch adamw foreach", "torch adamw for-loop"),
-    "muon": ("muon", "torch muon"),
+    "muon": ("muon", "torch muon", "muon, torch's iteration"),
     "soap": ("soap", "pytorch-optimizer soap"),
     "soap-whole": ("soap", "pytorch-optimizer soap, all parameters"),
 }

@@ -27,9 +27,9 @@ PRECONDITION_EVERY = 10
 Update = Callable[[], object]
 
 
-def ours(kind: Any, module: Any) -> list[Update]:
+def ours(kind: Any, module: Any, **settings: Any) -> list[Update]:
     """Cupola's optimizer of this kind."""
-    optimizer = optim.build(module, Optimizer(kind=kind, betas=BETAS))
+    optimizer = optim.build(module, Optimizer(kind=kind, betas=BETAS, **settings))
     optim.set_values(optimizer, StepValues(LEARNING_RATE, WEIGHT_DECAY, MOMENTUM, z_loss=0.0))
     return [optimizer.step]
 
@@ -116,6 +116,7 @@ MAKERS: dict[str, Callable[[Any], list[Update]]] = {
     "torch adamw foreach": partial(adamw, foreach=True),
     "torch adamw for-loop": partial(adamw, foreach=False),
     "muon": partial(ours, "muon"),
+    "muon, torch's iteration": partial(ours, "muon", newton_schulz="quintic"),
     "torch muon": muon,
     "soap": partial(ours, "soap"),
     "pytorch-optimizer soap": soap,

@@ -57,6 +57,7 @@ def build(
             found,
             lr=0.0,
             nesterov=settings.nesterov,
+            newton_schulz=settings.newton_schulz,
             newton_schulz_steps=settings.newton_schulz_steps,
             betas=betas,
             eps=eps,

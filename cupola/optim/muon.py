@@ -5,9 +5,10 @@ nearest orthogonal matrix, roughly (`cupola.optim.newton_schulz`). Its size is s
 0.2 sqrt(max(rows, columns)), so that an update is as large as AdamW's and one learning rate serves both
 (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4).
 
-Guarantees: the arithmetic of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` (momentum is the moving
-average, not the sum of its docstring), which a test compares. The same state and gradients give the same
-step, bit for bit, on one machine, whatever the number of threads.
+Guarantees: with `newton_schulz="quintic"` the arithmetic of
+`torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` (momentum is the moving average, not the sum of its
+docstring), which a test compares. The same state and gradients give the same step, bit for bit, on one
+machine, whatever the number of threads.
 Costs: `newton_schulz`'s products, and one read and write of momentum and parameter. One number of state for
 each of a matrix, where AdamW has two.
 """
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cupola.optim import threads
 from cupola.optim.adamw import AdamW, gradients
 from cupola.optim.layout import WHOLE, Layout
-from cupola.optim.newton_schulz import STEPS, iteration_dtype, orthogonalise
+from cupola.optim.newton_schulz import iteration_dtype, orthogonalise
+from cupola.recipe.schema import NewtonSchulz
 
 
 class Muon(AdamW):
@@ -36,7 +39,7 @@ class Muon(AdamW):
         lr: learning rate of both.
         momentum: decay of Muon's average of gradients.
         nesterov: look ahead: orthogonalise the average with the gradient counted once more.
-        newton_schulz_steps: of the iteration.
+        newton_schulz, newton_schulz_steps: the iteration.
         betas, eps: AdamW's.
         dtype: of the Newton-Schulz iteration; by default bf16 where the processor multiplies it fast.
         layout: where a sharded matrix is whole.
@@ -48,13 +51,15 @@ class Muon(AdamW):
         lr: float,
         momentum: float = 0.95,
         nesterov: bool = True,
-        newton_schulz_steps: int = STEPS,
+        newton_schulz: NewtonSchulz = "polar_express",
+        newton_schulz_steps: int | None = None,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         dtype: torch.dtype | None = None,
         layout: Layout = WHOLE,
     ) -> None:
         super().__init__(groups, lr, betas, eps, momentum=momentum, nesterov=nesterov, fused={})
+        self.method: NewtonSchulz = newton_schulz
         self.steps = newton_schulz_steps
         self.dtype = dtype
         self.layout = layout
@@ -67,9 +72,16 @@ class Muon(AdamW):
         return {"momentum": shape} if role == "matrix" else super().parts(role, shape)
 
     def update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        """Matrices of one shape together; everything else by AdamW."""
+        """Matrices by Muon; everything else by AdamW."""
         if group["role"] != "matrix":
             super().update(group, parameters)
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        if self.layout is WHOLE and parameters[0].device.type == "cpu":
+            # One after the other, so that a matrix stays in the processor's cache from first to last.
+            threads.each(lambda parameter: self._update_alike(group, [parameter]), parameters)
             return
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for parameter in parameters:
@@ -79,9 +91,6 @@ class Muon(AdamW):
 
     def _update_alike(self, group: dict[str, Any], members: list[Tensor]) -> None:
         """Matrices of one shape."""
-        for parameter in members:
-            if not self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         averages = self.layout.local([self.state[p]["momentum"] for p in members])
         fresh = self.layout.local(gradients(members))
         torch._foreach_lerp_(averages, fresh, 1 - group["momentum"])
@@ -105,7 +114,7 @@ class Muon(AdamW):
         flat = [matrix for own in pieces for matrix in own]
         if not flat:
             return []
-        found = orthogonalise(flat, self.dtype or iteration_dtype(flat[0].device), self.steps)
+        found = orthogonalise(flat, self.dtype or iteration_dtype(flat[0].device), self.method, self.steps)
         torch._foreach_mul_(found, [0.2 * max(matrix.shape) ** 0.5 for matrix in flat])
         in_turn = iter(found)
         return [

@@ -36,13 +36,20 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
 @functools.lru_cache(maxsize=1)
 def _workers(count: int) -> ThreadPoolExecutor:
     """Workers that stay, each with one thread."""
-    pool = ThreadPoolExecutor(count, "matrices", initializer=torch.set_num_threads, initargs=(1,))
-    # All must have begun before the next line: torch keeps a number for each thread, but what one sets is
+    pool = ThreadPoolExecutor(count, "matrices", initializer=_alone)
+    # All must have begun before the last line: torch keeps a number for each thread, but what one sets is
     # also what threads yet to come begin with.
     met = threading.Barrier(count)
     list(pool.map(lambda _: met.wait(), range(count)))
     torch.set_num_threads(count)
     return pool
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    # A thread takes over the number of all at its first question for it; unasked here, it would be the one
+    # that is set after this.
+    torch.get_num_threads()
 
 
 os.register_at_fork(after_in_child=_workers.cache_clear)  # a fork has the pool but not its threads

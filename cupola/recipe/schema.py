@@ -102,6 +102,7 @@ _MIXTURE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object
 _DUMP = PlainSerializer(lambda value: value if isinstance(value, str) else value.dump())
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+NewtonSchulz = Literal["polar_express", "quintic"]
 Lengths = Annotated[
     Piecewise[int], BeforeValidator(lambda v: Piecewise.parse(v, _positive_integer)), _DUMP, _PIECEWISE_SCHEMA
 ]
@@ -258,8 +259,12 @@ class Optimizer(Strict):
     `{points: {0%: 0.85, 5%: 0.95}, between: linear}`."""
     nesterov: bool = True
     """Muon orthogonalises the momentum with the newest gradient counted once more."""
-    newton_schulz_steps: int = Field(default=5, ge=1)
-    """Steps of Muon's iteration: fewer cost less, and leave small singular values small."""
+    newton_schulz: NewtonSchulz = "polar_express"
+    """Muon's iteration: `polar_express` takes the best polynomial at each step (Amsel et al. 2025), `quintic`
+    the same at all (Jordan et al. 2024)."""
+    newton_schulz_steps: int | None = Field(default=None, ge=1, le=20)
+    """Its steps: fewer cost less, and leave small singular values small. By default 3 of `polar_express`, 5
+    of `quintic`."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Learning rate of embedding, head and vectors relative to the matrices'."""
     precondition_every: int = Field(default=10, ge=1)
@@ -276,6 +281,7 @@ class Optimizer(Strict):
     only: ClassVar[dict[str, tuple[str, ...]]] = {
         "momentum": ("muon",),
         "nesterov": ("muon",),
+        "newton_schulz": ("muon",),
         "newton_schulz_steps": ("muon",),
         "precondition_every": ("soap",),
         "covariance_decay": ("soap",),

@@ -18,7 +18,9 @@ def gradients(seed: int) -> list[torch.Tensor]:
 
 def muon(parameters, dtype, decay=0.1, nesterov=True, fused=None, steps=5) -> Muon:
     group = {"params": parameters, "role": "matrix", "weight_decay": decay, "fused": fused or {}}
-    return Muon([group], lr=0.02, nesterov=nesterov, newton_schulz_steps=steps, dtype=dtype)
+    return Muon(
+        [group], lr=0.02, nesterov=nesterov, newton_schulz="quintic", newton_schulz_steps=steps, dtype=dtype
+    )
 
 
 @pytest.mark.oracle
