@@ -2,17 +2,20 @@
 
     .venv/bin/python -m bench.time_to_loss                # hours; the same command goes on after a stop
     .venv/bin/python -m bench.time_to_loss --tokens 500k  # the same race over a quarter of the way
+    .venv/bin/python -m bench.time_to_loss --tune 5e-4..8e-3 --only Muon   # find its learning rate
 
 The first contestant of `time_to_loss.yaml` trains for `--tokens`; what it reaches on all held-out text, the
 mean over the seeds, is the target. The others, each with its schedule drawn over shorter horizons, are given
 the shortest of `--share` that reaches it; between that horizon and the one before, tokens, FLOPs and seconds
 at the target are read off the straight line of loss against log(cost). Runs are those of `cupola compare`,
-one at a time; seconds are of training, without evaluation and saving.
+one at a time. Seconds are of training, without evaluation and saving: of each size of batch and row the
+median step's, times the steps, so that what else the machine does for a minute of the hour does not count.
 """
 
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,20 @@ import click
 import yaml
 
 from cupola.compare.comparing import compare
+from cupola.compare.halving import parse_over
 from cupola.compare.results import VariantResult
+from cupola.compare.sweeping import plan_sweep, sweep
 from cupola.compare.variants import Group, plan_grid
 from cupola.display import ConsoleDisplay, Display
+from cupola.json_lines import Record, read_whole
 from cupola.recipe.quantity import Quantity
 
 FILE = Path(__file__).with_name("time_to_loss.yaml")
 COSTS = ("tokens", "flops", "seconds")
+RATE = "stages.pretrain.learning_rate.peak"
+TRIALS = 5
+TUNED_AT_ONCE = 2
+"""Trials beside each other: no seconds are read off them."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,18 @@ class Race:
         return Finish(contestant, runs, None, None, None)
 
 
+def tune(race: Race, contestant: str, settings: list[str], horizon: int, span: str) -> str:
+    """The verdict of `cupola sweep` on a contestant's learning rate: five values, half of which go on."""
+    over = parse_over(f"{RATE}={span}:log", TRIALS)
+    overrides = (*race.common, *settings, f"stages.pretrain.tokens={horizon}")
+    stage, planned = plan_sweep(race.recipe, over, 2, overrides, None)
+    folder = race.out / f"{contestant.replace(' ', '-')}-{horizon}-sweep"
+    result = sweep(race.recipe, over, 2, stage, planned, folder, TUNED_AT_ONCE, race.display)
+    if result.error is not None:
+        raise result.error
+    return result.verdict
+
+
 def _run_of(contestant: str, horizon: int, variant: VariantResult) -> Run:
     def mean(figure: str) -> float:
         spread = variant.spread(figure)
@@ -119,8 +141,22 @@ def _run_of(contestant: str, horizon: int, variant: VariantResult) -> Run:
         return spread.mean
 
     bits = [run.figures["bits_per_byte"] for run in variant.done]
-    costs = {cost: mean(cost) for cost in COSTS}
-    return Run(contestant, horizon, [value for value in bits if value is not None], **costs)
+    seconds = statistics.fmean(
+        training_seconds(
+            row for path in run.folder.glob("stages/*/metrics.jsonl") for row in read_whole(path)
+        )
+        for run in variant.done
+    )
+    known = [value for value in bits if value is not None]
+    return Run(contestant, horizon, known, mean("tokens"), mean("flops"), seconds)
+
+
+def training_seconds(rows: Iterable[Record]) -> float:
+    """Of each size of batch and row, the median step's seconds, times the steps."""
+    by_shape: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        by_shape.setdefault((row["batch_tokens"], row["sequence_length"]), []).append(row["seconds"])
+    return sum(len(steps) * statistics.median(steps) for steps in by_shape.values())
 
 
 def cost_at(target: float, runs: list[Run], cost: str) -> float:
@@ -170,6 +206,9 @@ def show(finishes: list[Finish], target: float) -> None:
 )
 @click.option("--seed", "seeds", multiple=True, type=int, default=(1, 2, 3), show_default=True)
 @click.option("--only", multiple=True, help="Of the contestants after the first, only these.")
+@click.option(
+    "--tune", "span", metavar="LOW..HIGH", help="Instead of the race, sweep the learning rates of --only."
+)
 @click.option("--contestants", "path", type=click.Path(path_type=Path), default=FILE, show_default=False)
 @click.option("--set", "overrides", multiple=True, help="For all contestants.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/time-to-loss"), show_default=True)
@@ -179,6 +218,7 @@ def command(
     shares: tuple[float, ...],
     seeds: tuple[int, ...],
     only: tuple[str, ...],
+    span: str | None,
     path: Path,
     overrides: tuple[str, ...],
     out: Path,
@@ -190,6 +230,10 @@ def command(
         raise click.ClickException(f"--only {unknown[0]}: there are {', '.join(entered)}")
     whole = int(Quantity.parse(tokens).amount)
     race = Race(recipe, [*common, *overrides], list(seeds), out, ConsoleDisplay())
+    if span is not None:
+        for contestant in only or entered:
+            click.echo(f"{contestant}: {tune(race, contestant, entered[contestant], whole, span)}")
+        return
     (name, settings), *others = entered.items()
     first = race.run(name, settings, whole)
     finishes = [Finish(name, [first], first.tokens, first.flops, first.seconds)]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bench.time_to_loss import FILE, Race, Run, contestants, cost_at
+from bench.time_to_loss import FILE, Race, Run, contestants, cost_at, training_seconds
 from cupola.compare.variants import Group, plan_grid
 from cupola.models import table
 
@@ -56,3 +56,11 @@ def test_horizons_grow_until_the_target_is_reached(monkeypatch):
     assert [row.horizon for row in finish.runs] == [100, 200, 400]
     assert finish.tokens == pytest.approx(math.sqrt(2) * 200)
     assert race.finish("any", [], [100, 200], target=2.0).tokens is None
+
+
+def test_seconds_are_of_the_median_step_of_each_size():
+    def row(batch, length, seconds):
+        return {"batch_tokens": batch, "sequence_length": length, "seconds": seconds}
+
+    rows = [row(64, 16, 1.0), row(64, 16, 9.0), row(64, 16, 2.0), row(64, 32, 5.0), row(128, 32, 4.0)]
+    assert training_seconds(rows) == pytest.approx(3 * 2.0 + 5.0 + 4.0)
