@@ -31,6 +31,8 @@ class RawStore:
     path: Path
     tokens: np.ndarray
     delimiter: int = 0
+    row_length: None = None
+    learnt: None = None
 
     @classmethod
     def make(cls, path: Path, length: int, seed: int) -> "RawStore":

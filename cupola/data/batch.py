@@ -39,6 +39,7 @@ class Microbatch:
         rows: np.ndarray | torch.Tensor,
         delimiter: int | None = None,
         sources: np.ndarray | None = None,
+        learnt: np.ndarray | None = None,
     ) -> "Microbatch":
         """Rows of tokens, each with one token more than its length, as a microbatch.
 
@@ -46,6 +47,7 @@ class Microbatch:
             rows: (B, T + 1), any integers; copied.
             delimiter: the token between documents; None if every row is one document.
             sources: (B,) index of each row's source, all 0 by default; targets of `FILLER` rows are ignored.
+            learnt: (B, T + 1), which of the tokens count as targets; all by default.
         """
         rows = torch.as_tensor(rows).long()
         # `contiguous` would give two views of the same memory where there is one row.
@@ -55,6 +57,8 @@ class Microbatch:
         if sources is None:
             sources = np.zeros(len(rows), dtype=np.int64)
         targets[torch.from_numpy(sources == FILLER)] = IGNORED
+        if learnt is not None:
+            targets[torch.from_numpy(learnt[:, 1:] == 0)] = IGNORED
         if delimiter is None:
             documents = torch.zeros_like(tokens, dtype=torch.int32)
         else:

@@ -126,6 +126,7 @@ class Reader:
         self.order, self.microbatch_tokens, self.rank, self.ranks = order, microbatch_tokens, rank, ranks
         # Plain arrays over the same memory: indexing an np.memmap costs microseconds more.
         self.streams = [np.asarray(store.tokens) for store in chosen.values()]
+        self.learnt = [None if s.learnt is None else np.asarray(s.learnt) for s in chosen.values()]
         self.delimiter = next(iter(delimiters.values()))
 
     def batch(self, start: int, end: int) -> Batch:
@@ -138,8 +139,17 @@ class Reader:
             end=end,
             microbatches=[m for group in np.split(rows, cuts) for m in self._microbatches(group)],
             tokens_by_source={n: int(t) for n, t in zip(self.order.names, by_source, strict=True)},
-            valid_tokens=end - start,
+            valid_tokens=self._valid(rows),
         )
+
+    def _valid(self, rows: np.ndarray) -> int:
+        """Targets that count in rows, whoever's they are."""
+        valid = int(rows["length"].sum())
+        for source, learnt in enumerate(self.learnt):
+            if learnt is not None:
+                for row in rows[rows["source"] == source]:
+                    valid -= int(row["length"]) - int(_cut(learnt, row["offset"] + 1, row["length"]).sum())
+        return valid
 
     def _microbatches(self, rows: np.ndarray) -> Iterator[Microbatch]:
         """This rank's share of rows of one length."""
@@ -155,6 +165,9 @@ class Reader:
     def _read(self, rows: np.ndarray) -> Microbatch:
         width = int(rows["length"][0]) + 1
         tokens = np.full((len(rows), width), self.delimiter, dtype=np.int32)
+        learnt = None
+        if any(mask is not None for mask in self.learnt):
+            learnt = np.ones((len(rows), width), dtype=np.uint8)
         for source, stream in enumerate(self.streams):
             mine = np.flatnonzero(rows["source"] == source)
             offsets = rows["offset"][mine]
@@ -163,8 +176,19 @@ class Reader:
                 windows = np.lib.stride_tricks.sliding_window_view(stream, width)
                 tokens[mine[whole]] = windows[offsets[whole]]
             for row, offset in zip(mine[~whole], offsets[~whole], strict=True):
-                tokens[row] = stream.take(np.arange(offset, offset + width), mode="wrap")
-        return Microbatch.of_rows(tokens, self.delimiter, rows["source"].copy())
+                tokens[row] = _cut(stream, offset, width)
+            mask = self.learnt[source]
+            if learnt is not None and mask is not None:
+                for row, offset in zip(mine, offsets, strict=True):
+                    learnt[row] = _cut(mask, offset, width)
+        return Microbatch.of_rows(tokens, self.delimiter, rows["source"].copy(), learnt)
+
+
+def _cut(stream: np.ndarray, offset: int, width: int) -> np.ndarray:
+    """So many entries of a ring."""
+    if offset + width <= len(stream):
+        return stream[offset : offset + width]
+    return stream.take(np.arange(offset, offset + width), mode="wrap")
 
 
 def _matching(order: Order, name: str, stores: Mapping[str, Store]) -> Store:

@@ -14,7 +14,8 @@ never which tokens it holds. An epoch reads n spans, none twice; what it leaves,
 elsewhere in the next epoch. Row and targets need one token more than the row: the ring always has it.
 Costs: nothing is stored or read; a few microseconds a span, in arrays.
 Trade-off: a row may begin and end in mid-document, as everywhere in pre-training; in return every token
-counts once and none is padding.
+counts once and none is padding. Packed items are never cut: their store's rows are the spans, so its ring
+always begins with its last delimiter.
 """
 
 import math
@@ -67,6 +68,14 @@ class Store(Protocol):
     def delimiter(self) -> int:
         """The token between documents."""
 
+    @property
+    def row_length(self) -> int | None:
+        """Of packed items, the length of their rows."""
+
+    @property
+    def learnt(self) -> np.ndarray | None:
+        """(length,): 1 where a token is learnt; None where all are."""
+
 
 class Order:
     """The order of one stage.
@@ -78,9 +87,10 @@ class Order:
         clock: the stage's, for its span and the lengths of its rows.
         mixture: weights by source, at positions; a position counts from the next window on.
         fingerprints: of each source's store, so that `fingerprint` covers the contents as well.
+        packed: of sources of packed items, the length of their rows.
 
     Raises:
-        InputError: a source is missing or shorter than one span.
+        InputError: a source is missing or shorter than one span, or packed into rows of another length.
     """
 
     def __init__(
@@ -91,6 +101,7 @@ class Order:
         clock: Clock,
         mixture: Piecewise[dict[str, float]],
         fingerprints: Mapping[str, str] | None = None,
+        packed: Mapping[str, int] | None = None,
     ) -> None:
         self.seed, self.stage, self.clock = seed, stage, clock
         phases = list(_phases(mixture, clock))
@@ -102,6 +113,14 @@ class Order:
         self._tokens = {name: _checked_length(stage, name, sources, clock.span) for name in self.names}
         self._spans = np.array([self._tokens[name] // clock.span for name in self.names], dtype=np.int64)
         self._fingerprints = dict(fingerprints or {})
+        self._packed = dict(packed or {})
+        assert clock.stage.sequence_length is not None
+        for name, length in self._packed.items():
+            if name in self.names and set(clock.stage.sequence_length.values) != {length}:
+                raise InputError(
+                    f"stage {stage!r}: {name!r} is packed into rows of {length:,} tokens, which other rows "
+                    f"would cut; keep sequence_length at {length}"
+                )
 
     @classmethod
     def over(
@@ -119,7 +138,8 @@ class Order:
         """
         lengths = {name: store.length for name, store in stores.items()}
         fingerprints = {name: store.fingerprint for name, store in stores.items()}
-        return cls(seed, stage, lengths, clock, mixture, fingerprints)
+        packed = {name: store.row_length for name, store in stores.items() if store.row_length is not None}
+        return cls(seed, stage, lengths, clock, mixture, fingerprints, packed)
 
     def spans(self, first: int, last: int) -> np.ndarray:
         """The spans from `first` to before `last` of the stage, as an array of `SPAN`."""
@@ -134,7 +154,11 @@ class Order:
             name = self.names[source]
             tokens[number] = self._tokens[name]
             keys[number] = permutation.keys(self.seed, self.stage, name, epoch)
-            origins[number] = permutation.origin(self.seed, self.stage, name, epoch, self._tokens[name])
+            origins[number] = (
+                self._tokens[name] - 1
+                if name in self._packed
+                else permutation.origin(self.seed, self.stage, name, epoch, self._tokens[name])
+            )
         found["span"] = permutation.permute(index, self._spans[found["source"]], keys[inverse])
         found["offset"] = (origins[inverse] + found["span"] * self.clock.span) % tokens[inverse]
         return found

@@ -4,10 +4,14 @@ A store is a folder that appears whole (`cupola.storage`):
 
     tokens.bin      the tokens: uint16 while every id fits, else int32
     tokens.idx      where each document lies; Megatron's format, so `<folder>/tokens` is a Megatron prefix
-    manifest.json   SHA-256 of both, tokenizer, documents, tokens, bytes of text, facts of the source
+    learnt.bin      of packed items only: whether each token is learnt, a byte each
+    manifest.json   SHA-256 of all, tokenizer, documents, tokens, bytes of text, facts of the source
 
 Opening one checks names, sizes and that index and tokens end together, and reads nothing else; `verify`
 reads everything. A store that Megatron's tools made has no manifest: `ForeignStore` opens it.
+
+Of *packed* items (conversations) a document is a row: some items, each ending in a delimiter, and delimiters
+for what stays empty, always `row_length` tokens. A row is read from the delimiter before it, as text is.
 
 The fingerprint is a hash of the tokens and the tokenizer, not of the place or the index: stores of the same
 contents have the same, whoever wrote them.
@@ -30,7 +34,7 @@ from cupola.paths import cache_root
 
 KIND = "token store"
 VERSION = 1
-BIN, IDX = "tokens.bin", "tokens.idx"
+BIN, IDX, LEARNT = "tokens.bin", "tokens.idx", "learnt.bin"
 LENGTHS = "lengths.part"
 LARGEST_UINT16_SIZE = 65_536
 AT_ONCE = 4_000_000
@@ -67,14 +71,35 @@ class StoreWriter:
         folder: becomes the store when the context is left.
         tokenizer: gives the ids' range, the delimiter and the fingerprint.
         source: facts to keep in the manifest.
+        row_length: of packed items: every document is a row of so many tokens, its delimiter included.
     """
 
-    def __init__(self, folder: Path, tokenizer: StoreTokenizer, source: dict[str, Any] | None = None) -> None:
-        self.folder, self.tokenizer = folder, tokenizer
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: StoreTokenizer,
+        source: dict[str, Any] | None = None,
+        row_length: int | None = None,
+    ) -> None:
+        self.folder, self.tokenizer, self.row_length = folder, tokenizer, row_length
         self.dtype = token_dtype(tokenizer.size)
         self.documents = self.tokens = self.bytes = 0
         self._facts: dict[str, Any] = {"kind": KIND, "version": VERSION, "source": source or {}}
         self._delimiter = np.array([tokenizer.delimiter])
+
+    def append_rows(self, rows: np.ndarray, learnt: np.ndarray, text_bytes: int) -> None:
+        """Add rows of packed items.
+
+        Args:
+            rows: (rows, row_length) integers, each ending in a delimiter.
+            learnt: (rows, row_length) bool: which of them are learnt.
+            text_bytes: bytes of the text that is learnt.
+
+        Raises:
+            CupolaError: as `append`.
+        """
+        self.append(list(rows[:, :-1]), text_bytes)
+        self._learnt.write(learnt.astype(np.uint8).tobytes())
 
     def append(self, documents: Sequence[np.ndarray], text_bytes: int) -> None:
         """Add documents, without their delimiters.
@@ -109,6 +134,10 @@ class StoreWriter:
         self._aside = self._whole.__enter__()
         self._bin = (self._aside / BIN).open("wb")
         self._lengths = (self._aside / LENGTHS).open("wb")
+        self._files = [self._bin, self._lengths]
+        if self.row_length is not None:
+            self._learnt = (self._aside / LEARNT).open("wb")
+            self._files.append(self._learnt)
         return self
 
     def __exit__(
@@ -121,16 +150,18 @@ class StoreWriter:
                 self._whole.__exit__(type(failure), failure, failure.__traceback__)
                 raise
         else:
-            for file in (self._bin, self._lengths):
+            for file in self._files:
                 with contextlib.suppress(OSError):  # on a full disk closing fails as writing did
                     file.close()
         self._whole.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
-        self._bin.close()
-        self._lengths.close()
+        for file in self._files:
+            file.close()
         write_index(self._aside / IDX, self.dtype, self._aside / LENGTHS)
         (self._aside / LENGTHS).unlink()
+        if self.row_length is not None:
+            self._facts["row_length"] = self.row_length
         self._facts |= {
             "dtype": self.dtype.name,
             "documents": self.documents,
@@ -156,8 +187,12 @@ class TokenStore:
         fingerprint: of the tokens and the tokenizer.
         tokenizer_fingerprint: of the tokenizer.
         source: facts of the source.
+        row_length: of packed items, tokens of each document; None of text.
+        learnt: (length,) uint8, 1 where a token is learnt, a read-only memory map; None of text: all are.
     """
 
+    row_length: int | None = None
+    learnt: np.ndarray | None = None
     tokens: np.ndarray
     documents: int
     delimiter: int
@@ -194,8 +229,12 @@ class TokenStore:
         self.source = manifest["source"]
         self.delimiter, self.vocabulary = made_with["delimiter"], made_with["size"]
         self.tokenizer_fingerprint = made_with["fingerprint"]
-        self.fingerprint = _fingerprint(manifest["files"][BIN]["sha256"], self.tokenizer_fingerprint)
+        hashes = [manifest["files"][name]["sha256"] for name in (BIN, LEARNT) if name in manifest["files"]]
+        self.fingerprint = _fingerprint("".join(hashes), self.tokenizer_fingerprint)
         self._open(folder / BIN, folder / IDX)
+        self.row_length = manifest.get("row_length")
+        if self.row_length is not None:
+            self.learnt = mapped_tokens(folder / LEARNT, np.dtype("u1"))
         said = (manifest["tokens"], manifest["documents"], manifest["dtype"])
         found = (self.length, self.index.documents, self.index.dtype.name)
         if said != found:
@@ -248,6 +287,10 @@ class TokenStore:
                 found += int(np.count_nonzero(block == self.delimiter))
                 task.advance(len(block))
         ends = np.append(self.document_starts, self.length)[1:] - 1
+        if self.row_length is not None and self.learnt is not None:
+            if (np.diff(ends, prepend=-1) != self.row_length).any() or len(self.learnt) != self.length:
+                raise CupolaError(f"{self.path}: its rows are not all of one length", _mend(self.path))
+            found = self.documents
         if found != self.documents or (self.tokens[ends] != self.delimiter).any():
             raise CupolaError(f"{self.path}: the delimiter does not end each document", _mend(self.path))
 

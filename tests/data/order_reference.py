@@ -32,6 +32,8 @@ class ArrayStore:
     tokens: np.ndarray
     delimiter: int = 0
     fingerprint: str = "made in a test"
+    row_length: int | None = None
+    learnt: np.ndarray | None = None
 
     @property
     def length(self) -> int:
