@@ -116,11 +116,13 @@ def test_what_the_map_names_is_there(module, name):
 
 
 LIGHT = ["cupola", "cupola.cli", "cupola.models.table"] + [
-    module_name(path) for path in MODULES if "recipe" in path.parts and path.name != "__init__.py"
+    module_name(path)
+    for path in MODULES
+    if {"recipe", "chat"} & set(path.parts) and path.name != "__init__.py"
 ]
 
 
-def test_recipe_table_and_command_line_load_no_torch():
+def test_recipe_chat_table_and_command_line_load_no_torch():
     code = f"import sys, importlib\nfor name in {LIGHT}: importlib.import_module(name)\n"
     code += "print('torch' in sys.modules, 'transformers' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
