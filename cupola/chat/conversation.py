@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cupola.corpus.cleaning import normalise_characters
-from cupola.corpus.tokenizer import valid_text
+from cupola.characters import normalise_characters, valid_text
 from cupola.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")

@@ -11,9 +11,10 @@ so that caches are made anew.
 """
 
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from cupola.characters import normalise_characters
 
 VERSION = 1
 """Of decoding, cleaning, the readers of formats and the split: part of every cached text's address."""
@@ -21,10 +22,6 @@ VERSION = 1
 SNIFFED_BYTES = 8192
 BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 
-_OTHER_NEWLINES = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-_OVERSTRIKE = re.compile(".\b")
-_REMOVED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 _BINARY_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\x0b\x0c\x08\x1b\x1f"))
@@ -78,20 +75,6 @@ def decode(data: bytes, declared: str | None = None) -> Decoded:
         return Decoded(data.decode("cp1252"), "windows-1252")
     except UnicodeDecodeError:
         return Decoded(data.decode("latin-1"), "latin-1")
-
-
-def normalise_characters(text: str) -> str:
-    """One kind of newline, no control or invisible characters, no overstriking, no surrogates, NFC."""
-    if not text.isascii() or any(mark in text for mark in "\r\x0b\x0c"):
-        text = _OTHER_NEWLINES.sub("\n", text)
-    if "\b" in text:
-        text = _OVERSTRIKE.sub("", text)
-    text = _REMOVED.sub("", text)
-    if not text.isascii():
-        text = _SURROGATES.sub("\ufffd", text).replace("\u00a0", " ")
-        if not unicodedata.is_normalized("NFC", text):
-            text = unicodedata.normalize("NFC", text)
-    return text
 
 
 def normalise_blanks(text: str) -> str:

@@ -28,6 +28,7 @@ import numpy as np
 import tokenizers
 
 from cupola import storage
+from cupola.characters import valid_text
 from cupola.corpus import tiktoken_engine
 from cupola.errors import InputError
 from cupola.machine import usable_cores
@@ -224,17 +225,6 @@ def _configured_end(config: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return value.get("content") if isinstance(value, dict) else value
-
-
-def valid_text(text: str) -> str:
-    """The text with lone surrogates replaced, which neither engine accepts."""
-    if text.isascii():
-        return text
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _chunks(texts: list[str]) -> Iterator[list[str]]:

@@ -22,10 +22,11 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as Library
 
 from cupola import storage
+from cupola.characters import valid_text
 from cupola.corpus.built import build_once
 from cupola.corpus.documents import documents, totals
 from cupola.corpus.splitting import cut_at_breaks
-from cupola.corpus.tokenizer import Tokenizer, valid_text
+from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, count, size
 from cupola.errors import InputError
 from cupola.paths import cache_root
