@@ -41,7 +41,7 @@ from cupola.corpus.sources.packages import PackageSource
 from cupola.display import Display, count, duration, size
 from cupola.errors import CupolaError, InputError
 from cupola.paths import cache_root
-from cupola.recipe.schema import KINDS, PACKAGES, Corpus
+from cupola.recipe.corpora import KINDS, PACKAGES, Corpus
 from cupola.storage import MANIFEST, digest, new_folder, read_manifest, verify, write_json
 
 WARNINGS_SHOWN = 8
@@ -122,7 +122,7 @@ SOURCES: dict[str, Callable[[Corpus], Source]] = {
     "python": InstalledPython,
     **{client: partial(PackageSource, client) for client in PACKAGES},
 }
-"""By the key of a corpus that names it (`schema.KINDS`)."""
+"""By the key of a corpus that names it (`corpora.KINDS`)."""
 
 
 def source_of(corpus: Corpus) -> Source:

@@ -10,18 +10,11 @@ from typing import NamedTuple
 from cupola.errors import InputError
 from cupola.recipe import parametrisation
 from cupola.recipe.clock import Clock, length_fault
+from cupola.recipe.corpora import KINDS, Corpus
 from cupola.recipe.curve import Curve
 from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
-from cupola.recipe.schema import (
-    KINDS,
-    LARGEST_BF16_DECAY,
-    Corpus,
-    LearningRate,
-    Optimizer,
-    Recipe,
-    Stage,
-)
+from cupola.recipe.schema import LARGEST_BF16_DECAY, LearningRate, Optimizer, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
 STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and no check here depends on it

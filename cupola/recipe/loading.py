@@ -19,13 +19,14 @@ from pydantic import ValidationError
 
 from cupola.errors import InputError
 from cupola.recipe.checks import Problem, problems
+from cupola.recipe.corpora import PACKAGES
 from cupola.recipe.defaults import fill_stages
 from cupola.recipe.document import Node, cut, is_text, read_document, read_value, shown
 from cupola.recipe.lookup import find_preset, find_recipe, presets
 from cupola.recipe.merging import assign, merge
 from cupola.recipe.messages import explain, located
 from cupola.recipe.model import Model
-from cupola.recipe.schema import PACKAGES, Recipe
+from cupola.recipe.schema import Recipe
 from cupola.recipe.structure import kind_at
 from cupola.recipe.variables import escaped, expand
 

@@ -1,8 +1,10 @@
 """What every block of the recipe is: strict, frozen, documented by its fields."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):

@@ -19,7 +19,7 @@ from cupola.corpus import documents, gather, totals
 from cupola.corpus.gathering import text_root
 from cupola.corpus.splitting import is_heldout, text_hash
 from cupola.errors import CupolaError, InputError
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 from cupola.storage import ASIDE
 from tests.corpus.corpus_fakes import page, prose
 from tests.displays import Heard
@@ -366,7 +366,7 @@ import cupola.corpus.gathering as gathering
 from cupola.corpus import gather
 from cupola.corpus.collecting import Collector
 from cupola.display import ConsoleDisplay
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 
 if __name__ == "__main__":
     add = Collector.add

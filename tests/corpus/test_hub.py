@@ -10,7 +10,7 @@ from cupola.corpus import documents, gather
 from cupola.corpus.reading import Reading
 from cupola.corpus.sources.hub import HuggingFaceSource
 from cupola.errors import InputError
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 from tests.corpus.corpus_fakes import prose
 from tests.displays import Heard
 

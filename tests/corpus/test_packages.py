@@ -14,7 +14,7 @@ from cupola.corpus.patterns import matches
 from cupola.corpus.sources import clients
 from cupola.corpus.sources.choosing import Choice
 from cupola.errors import CupolaError, InputError
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 from tests.corpus.corpus_fakes import Registry, compressed, deb_bytes, page, prose, tar_bytes, zip_bytes
 from tests.displays import Heard
 

@@ -11,7 +11,7 @@ from cupola.corpus.separating import separate
 from cupola.corpus.splitting import sections
 from cupola.display import Display
 from cupola.errors import InputError
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 
 pytestmark = pytest.mark.usefixtures("cache")
 

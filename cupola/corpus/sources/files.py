@@ -21,7 +21,7 @@ from cupola.corpus.patterns import as_list, matches_any, names_ending
 from cupola.corpus.reading import Entry, Reading
 from cupola.corpus.sources import Resolved, SourceUnavailable, Work
 from cupola.display import Display
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 
 UNKNOWN_SHOWN = 5
 _ESCAPED = re.compile(r"\[([*?[])\]")

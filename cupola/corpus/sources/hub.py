@@ -20,7 +20,7 @@ from cupola.corpus.sources import Resolved, SourceUnavailable, Work
 from cupola.corpus.sources.files import stamps
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 
 TOGETHER_BYTES = 2_000_000
 MEND_FILE = "mend or remove it, or name the folder by `files`, which passes over what cannot be read"

@@ -21,7 +21,7 @@ from cupola.corpus.patterns import as_list, matches_any
 from cupola.corpus.reading import Entry, Portion, Reading
 from cupola.corpus.sources import Resolved, Work, licences
 from cupola.display import Display
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 
 PROJECT = "cupola"
 PYTHON_LICENCE = "Python-2.0 (Python Software Foundation licence)"

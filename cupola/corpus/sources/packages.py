@@ -19,7 +19,7 @@ from cupola.corpus.reading import Entry, Portion, Reading, Rules, read_portion
 from cupola.corpus.sources import Resolved, SourceUnavailable, Work, clients, licences
 from cupola.corpus.sources.choosing import NOT_CHOSEN, Choice, rank
 from cupola.display import Display
-from cupola.recipe.schema import Corpus
+from cupola.recipe.corpora import Corpus
 
 COMPRESSION_GUESS = 3
 EDGED_FORMATS = ("html", "text")
