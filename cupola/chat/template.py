@@ -15,7 +15,7 @@ another text on another day; whoever stores tokens has stored the day with them.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -194,12 +194,17 @@ def load_template(path: str | Path | None) -> ChatTemplate:
 
 def without_marks(value: Any) -> Any:
     """A JSON value whose texts have U+FFFD for each noncharacter, so that none can be taken for a mark."""
+    return in_texts(value, lambda text: text if text.isascii() else text.translate(_REPLACED))
+
+
+def in_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of a JSON value with every text in it changed, keys as well."""
     if isinstance(value, str):
-        return value if value.isascii() else value.translate(_REPLACED)
+        return change(value)
     if isinstance(value, Mapping):
-        return {without_marks(key): without_marks(item) for key, item in value.items()}
+        return {in_texts(key, change): in_texts(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_marks(item) for item in value]
+        return [in_texts(item, change) for item in value]
     return value
 
 

@@ -169,7 +169,7 @@ def test_content_is_cleaned_at_its_ends_and_kept_inside() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.text())
 def test_the_line_is_canonical(question: str, answer: str) -> None:
-    question, answer = f"q{question}", f"{answer}a"
+    question, answer = f"qq{question}", f"{answer}a"  # a backspace takes the one letter
     conversation = read({"prompt": question, "completion": answer})
     line = as_json(conversation)
     line.encode("utf-8")
