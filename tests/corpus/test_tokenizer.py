@@ -447,3 +447,14 @@ def test_the_pattern_cuts_text_as_published() -> None:
     for text in [*HARD, *ENGLISH]:
         text = text.replace("ſ", "")
         assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)
+
+
+def test_what_opens_and_ends_a_message_is_there_from_the_start_and_never_written() -> None:
+    """Conversations come in a later stage; until then a model may not choose their tokens."""
+    tokenizer = trained()
+    chat = {tokenizer.special[name] for name in ("<|im_start|>", "<|im_end|>")}
+    unwritten = tokenizer.unwritten(tokenizer.size + 2)
+    assert chat < unwritten
+    assert tokenizer.delimiter not in unwritten
+    assert unwritten == {*range(len(RESERVED)), tokenizer.size, tokenizer.size + 1} - {tokenizer.delimiter}
+    assert not unwritten & set(tokenizer.encode(" ".join(HARD)).tolist())
