@@ -31,10 +31,12 @@ from cupola.corpus.built import only_one
 from cupola.corpus.cleaning import VERSION
 from cupola.corpus.collecting import Collector
 from cupola.corpus.documents import DocumentWriter
+from cupola.corpus.generators import VERSION as GENERATORS
 from cupola.corpus.patterns import as_list
 from cupola.corpus.reading import Reading, Rules
 from cupola.corpus.sources import Resolved, Source, SourceUnavailable, Work
 from cupola.corpus.sources.files import FilesSource
+from cupola.corpus.sources.generated import GeneratedSource
 from cupola.corpus.sources.hub import HuggingFaceSource
 from cupola.corpus.sources.installed import InstalledPython
 from cupola.corpus.sources.packages import PackageSource
@@ -49,13 +51,14 @@ WARNINGS_SHOWN = 8
 
 @dataclass(frozen=True)
 class Gathered:
-    """A source's clean text.
+    """A source's clean text, or conversations.
 
     Attributes:
         path: folder with `train.parquet` and `heldout.parquet` (see `documents`).
-        facts: documents and bytes of each split, dropped (documents by reason), skipped_files (by reason),
-            decoded (by rule, what was not UTF-8), licences (documents by note), taken (source, fallback:
-            bool, because), versions, cleaning; nothing_held_out (why), where that is so.
+        facts: format (text or chat), documents and bytes of each split, dropped (documents by reason),
+            skipped_files (by reason), decoded (by rule, what was not UTF-8), licences (documents by note),
+            taken (source, fallback: bool, because), versions, cleaning; nothing_held_out (why), where that
+            is so.
     """
 
     path: Path
@@ -78,7 +81,7 @@ def gather(name: str, corpus: Corpus, display: Display, refresh: bool = False) -
         InputError: neither the source nor a fallback can be had, or nothing remains of it.
         CupolaError: the cache can't be written, a kept archive is damaged, a process was killed.
     """
-    request = digest({"block": corpus.model_dump(mode="json"), "cleaning": VERSION})[:32]
+    request = digest({"block": corpus.model_dump(mode="json"), **_code(corpus)})[:32]
     pointer = text_root() / f"{request}.json"
     with only_one(pointer, f"the text of {name}", display):
         chain = _chain(corpus)
@@ -120,6 +123,7 @@ SOURCES: dict[str, Callable[[Corpus], Source]] = {
     "files": FilesSource,
     "huggingface": HuggingFaceSource,
     "python": InstalledPython,
+    "generate": lambda corpus: GeneratedSource(corpus, source_of),
     **{client: partial(PackageSource, client) for client in PACKAGES},
 }
 """By the key of a corpus that names it (`corpora.KINDS`)."""
@@ -155,8 +159,14 @@ def _remembered(pointer: Path, refresh: bool) -> dict[str, Any]:
 
 
 def _target(block: Corpus, inputs: Any) -> Path:
-    address = {"block": block.model_dump(mode="json"), "inputs": inputs, "cleaning": VERSION}
+    address = {"block": block.model_dump(mode="json"), "inputs": inputs, **_code(block)}
     return text_root() / digest(address)[:32]
+
+
+def _code(corpus: Corpus) -> dict[str, int]:
+    """Versions of the code that makes the text."""
+    generates = any(block.generate for block in _chain(corpus))
+    return {"cleaning": VERSION, **({"generators": GENERATORS} if generates else {})}
 
 
 def _cached(block: Corpus, inputs: Any) -> bool:
@@ -201,7 +211,8 @@ def _note_nothing_held_out(name: str, block: Corpus, facts: dict[str, Any], disp
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    text = f"{count(sum(facts['documents'].values()))} documents, {size(sum(facts['bytes'].values()))}"
+    what = "conversations" if facts["format"] == "chat" else "documents"
+    text = f"{count(sum(facts['documents'].values()))} {what}, {size(sum(facts['bytes'].values()))}"
     dropped = sum(facts["dropped"].values())
     return text + (f" ({count(dropped)} dropped)" if dropped else "")
 
@@ -236,6 +247,7 @@ def _make(
             cut_at_max_bytes=collector.full,
             decoded=dict(sorted(report.decoded.items())),
             licences=dict(sorted(collector.licences.items())),
+            format=block.holds(),
             source=source.label,
             inputs_sha256=digest(resolved.inputs),
             versions=resolved.versions,
@@ -247,7 +259,13 @@ def _collect(
     name: str, block: Corpus, work: Work, collector: Collector, report: Reading, display: Display
 ) -> None:
     automatic = not as_list(block.files)
-    rules = Rules(block.min_document_bytes, block.text_field, english_only=automatic, find_repeats=automatic)
+    rules = Rules(
+        block.min_document_bytes,
+        block.text_field,
+        english_only=automatic,
+        find_repeats=automatic,
+        format=block.holds(),
+    )
     with display.task(f"{name}: reading", work.cost, "bytes") as task:
         readings = pool.read_in_order(work.portions, rules, pool.processes_for(work.cost))
         try:
@@ -255,10 +273,7 @@ def _collect(
                 for document in reading.documents:
                     if not collector.full:
                         collector.add(document)
-                report.dropped.update(reading.dropped)
-                report.skipped.update(reading.skipped)
-                report.decoded.update(reading.decoded)
-                report.warnings += reading.warnings
+                report.add(reading)
                 task.advance(reading.cost)
                 if collector.full:
                     break
@@ -272,6 +287,9 @@ def _warn(name: str, report: Reading, dropped: dict[str, int], display: Display)
         display.warn(f"{name}: {line}")
     if len(report.warnings) > WARNINGS_SHOWN:
         display.warn(f"{name}: {len(report.warnings) - WARNINGS_SHOWN} more such lines; counts follow")
+    for reason, records in report.unusable.items():
+        ids = ", ".join(record for record, _ in records) + (", ..." if dropped[reason] > len(records) else "")
+        display.warn(f"{name}: {dropped[reason]} records are left out, {records[0][1]} ({ids})")
     if dropped:
         display.say(f"{name}: dropped {_listed(dropped)}")
     if report.skipped:

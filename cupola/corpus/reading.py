@@ -4,19 +4,25 @@ Guarantees: a file that cannot be read, is binary or is malformed costs that fil
 every document that is not handed on is counted under a reason. A process holds one portion at a time: some
 small files, or one cut (about 8 MB) of a large one. Only single files in formats that must be parsed whole
 (HTML, manual pages, JSON) are read whole, up to 128 MB.
+
+Of a source of conversations the records are read, and what is kept of each is its canonical JSON
+(`chat.conversation`), as it stands: how text is judged and cut does not concern it.
 """
 
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from cupola.chat.conversation import Unusable, as_json, read
 from cupola.corpus.cleaning import clean, decode, is_binary
 from cupola.corpus.formats import without_compression
 from cupola.corpus.formats.html import declared_charset, html_to_text
+from cupola.corpus.formats.json_prose import json_to_text
 from cupola.corpus.formats.plain import (
     dictionary_to_text,
     fortunes_to_text,
@@ -28,10 +34,11 @@ from cupola.corpus.formats.pod import pod_to_text
 from cupola.corpus.formats.python import docstrings_to_text
 from cupola.corpus.formats.roff import roff_to_text
 from cupola.corpus.judgements import anchors, reads_as_english, without_contents, without_edges
-from cupola.corpus.splitting import Section, sections
+from cupola.corpus.splitting import Section, sections, text_hash
+from cupola.recipe.corpora import Format
 
 WHOLE_FILE_LIMIT = 128_000_000
-JSON_PROSE_WORDS = 3
+UNUSABLE_NAMED = 3
 
 CONVERTERS: dict[str, Callable[[str], str]] = {
     "text": lambda text: text,
@@ -72,12 +79,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """A piece of work: whole files; or `data` or `row_group`, a cut of the one file; or ready `texts`.
+    """A piece of work: whole files; or `data` or `row_group`, a cut of the one file; or what is `ready`.
 
     Attributes:
         first: number of the first line (from 1) or part (from 0) in the file, for ids; None: the whole file.
         cost: bytes of progress that the portion stands for.
-        texts: pairs of id and text from a source that has no files.
+        ready: from a source that has no files, pairs of id and text, or id and record of a conversation.
     """
 
     entries: list[Entry]
@@ -85,7 +92,7 @@ class Portion:
     data: bytes | None = None
     first: int | None = None
     row_group: int | None = None
-    texts: list[tuple[str, str]] | None = None
+    ready: list[tuple[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,7 @@ class Rules:
     text_field: str
     english_only: bool = False
     find_repeats: bool = False
+    format: Format = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,7 @@ class Reading:
         dropped: documents, by reason.
         skipped: files that were not read, by reason.
         decoded: texts that were not UTF-8, by the rule that read them.
+        unusable: the first records that are no conversation, by reason: id and what is wrong.
         cost: as of the portion.
     """
 
@@ -126,7 +135,18 @@ class Reading:
     dropped: Counter[str] = field(default_factory=Counter)
     decoded: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
+    unusable: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     cost: int = 0
+
+    def add(self, other: "Reading") -> None:
+        """Take over everything but the documents and the cost."""
+        self.skipped.update(other.skipped)
+        self.dropped.update(other.dropped)
+        self.decoded.update(other.decoded)
+        self.warnings += other.warnings
+        for reason, records in other.unusable.items():
+            known = self.unusable.setdefault(reason, [])
+            known += records[: UNUSABLE_NAMED - len(known)]
 
 
 class UnreadableFile(Exception):
@@ -142,12 +162,29 @@ def read_portion(portion: Portion, rules: Rules) -> Reading:
     reading = Reading(cost=portion.cost)
     for entry in portion.entries:
         try:
+            if rules.format == "chat":
+                for name, record in _records(portion, entry, reading):
+                    _keep_conversation(name, record, entry, reading)
+                continue
             for name, text in _texts(portion, entry, rules, reading):
                 _keep(name, text, entry, rules, reading)
         except UnreadableFile as error:
             reading.skipped[error.reason] += 1
             reading.warnings.append(f"{entry.id}: skipped, {error}")
     return reading
+
+
+def _keep_conversation(name: str, record: Any, entry: Entry, reading: Reading) -> None:
+    try:
+        line = as_json(read(record))
+    except Unusable as error:
+        reading.dropped[error.reason] += 1
+        named = reading.unusable.setdefault(error.reason, [])
+        if len(named) < UNUSABLE_NAMED:
+            named.append((name, str(error)))
+        return
+    whole_line = [Section(line, text_hash(line))]
+    reading.documents.append(Read(name, entry.source, entry.licence, entry.format, whole_line, frozenset()))
 
 
 def _keep(name: str, text: str, entry: Entry, rules: Rules, reading: Reading) -> None:
@@ -166,26 +203,30 @@ def _keep(name: str, text: str, entry: Entry, rules: Rules, reading: Reading) ->
 
 
 def _texts(portion: Portion, entry: Entry, rules: Rules, reading: Reading) -> Iterator[tuple[str, str]]:
-    if portion.texts is not None:
-        yield from portion.texts
+    field = rules.text_field
+    if portion.ready is not None:
+        yield from portion.ready
         return
     if entry.format == "parquet":
-        yield from _table(entry, portion.row_group, rules.text_field)
+        for name, text in _rows(entry, portion.row_group, field):
+            yield name, text if isinstance(text, str) else ""
         return
-    data = portion.data if portion.data is not None else whole(entry)
-    if not data.strip():
-        reading.dropped["empty"] += 1
+    data = _data(portion, entry, reading)
+    if data is None:
         return
-    if is_binary(data):
-        raise UnreadableFile("binary", "binary data where text is expected")
     if entry.format == "jsonl":
-        yield from _lines(data, entry, portion.first or 1, rules.text_field, reading)
+        for name, value in _lines(data, entry, portion.first or 1, reading):
+            text = value.get(field) if isinstance(value, dict) else None
+            if isinstance(text, str):
+                yield name, text
+            else:
+                reading.dropped[f"no text in field {field!r}"] += 1
         return
     found = decode(data, declared_charset(data) if entry.format == "html" else None)
     if found.rule != "utf-8":
         reading.decoded[found.rule] += 1
     if entry.format == "json":
-        yield entry.id, _json_text(found.text, rules.text_field)
+        yield entry.id, _parsed(partial(json_to_text, found.text, field))
         return
     is_rst = entry.format == "text" and entry.packaged and reads_as_rst(found.text)
     text = CONVERTERS["rst" if is_rst else entry.format](found.text)
@@ -194,6 +235,44 @@ def _texts(portion: Portion, entry: Entry, rules: Rules, reading: Reading) -> It
         reading.dropped[page if entry.format == "html" else "alias or mdoc manual page"] += 1
         return
     yield (entry.id if portion.first is None else f"{entry.id}@{portion.first}"), text
+
+
+def _records(portion: Portion, entry: Entry, reading: Reading) -> Iterator[tuple[str, Any]]:
+    """Ids and records of a portion, whatever they hold."""
+    if portion.ready is not None:
+        yield from portion.ready
+    elif entry.format == "parquet":
+        yield from _rows(entry, portion.row_group, None)
+    elif entry.format not in ("jsonl", "json"):
+        raise UnreadableFile("without records", "conversations are read from jsonl, json and parquet files")
+    elif (data := _data(portion, entry, reading)) is not None:
+        if entry.format == "jsonl":
+            yield from _lines(data, entry, portion.first or 1, reading)
+            return
+        found = decode(data)
+        if found.rule != "utf-8":
+            reading.decoded[found.rule] += 1
+        value = _parsed(partial(json.loads, found.text))
+        records = value if isinstance(value, list) else [value]
+        yield from ((f"{entry.id}:{number}", record) for number, record in enumerate(records))
+
+
+def _data(portion: Portion, entry: Entry, reading: Reading) -> bytes | None:
+    """The bytes of a file or a cut of it; None, and counted, where there is nothing in it."""
+    data = portion.data if portion.data is not None else whole(entry)
+    if not data.strip():
+        reading.dropped["empty"] += 1
+        return None
+    if is_binary(data):
+        raise UnreadableFile("binary", "binary data where text is expected")
+    return data
+
+
+def _parsed(parse: Callable[[], Any]) -> Any:
+    try:
+        return parse()
+    except ValueError as error:
+        raise UnreadableFile("malformed JSON", f"it is not JSON ({error})") from None
 
 
 def open_file(entry: Entry) -> IO[bytes]:
@@ -256,9 +335,8 @@ def whole(entry: Entry) -> bytes:
     return data
 
 
-def _lines(
-    data: bytes, entry: Entry, first: int, text_field: str, reading: Reading
-) -> Iterator[tuple[str, str]]:
+def _lines(data: bytes, entry: Entry, first: int, reading: Reading) -> Iterator[tuple[str, Any]]:
+    """Ids and values of the lines that are JSON; the others are counted."""
     malformed: list[int] = []
     for number, line in enumerate(data.split(b"\n"), first):
         if not line.strip():
@@ -271,11 +349,7 @@ def _lines(
         except ValueError:
             malformed.append(number)
             continue
-        text = value.get(text_field) if isinstance(value, dict) else None
-        if isinstance(text, str):
-            yield f"{entry.id}:{number}", text
-        else:
-            reading.dropped[f"no text in field {text_field!r}"] += 1
+        yield f"{entry.id}:{number}", value
     if malformed:
         reading.dropped["malformed JSON"] += len(malformed)
         reading.warnings.append(
@@ -283,52 +357,23 @@ def _lines(
         )
 
 
-def _table(entry: Entry, row_group: int | None, text_field: str) -> Iterator[tuple[str, str]]:
+def _rows(entry: Entry, row_group: int | None, column: str | None) -> Iterator[tuple[str, Any]]:
+    """Ids and values of a column; None: of all columns, rows as records."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(entry.path) as file:
-            if text_field not in file.schema_arrow.names:
+            if column is not None and column not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise UnreadableFile(
-                    f"no column {text_field!r}",
-                    f"it has no column {text_field!r} (it has {names}); set text_field",
+                    f"no column {column!r}",
+                    f"it has no column {column!r} (it has {names}); set text_field",
                 )
             groups = range(file.num_row_groups) if row_group is None else [row_group]
             for group in groups:
-                column = file.read_row_group(group, columns=[text_field]).column(text_field)
-                for number, text in enumerate(column.to_pylist()):
-                    yield f"{entry.id}:{group}.{number}", text if isinstance(text, str) else ""
+                table = file.read_row_group(group, columns=None if column is None else [column])
+                rows = table.to_pylist() if column is None else table.column(column).to_pylist()
+                yield from ((f"{entry.id}:{group}.{number}", row) for number, row in enumerate(rows))
     except (OSError, pyarrow.ArrowException) as error:
         raise UnreadableFile("unreadable", f"it is not a Parquet file that can be read ({error})") from None
-
-
-def _json_text(source: str, text_field: str) -> str:
-    """Every string of a JSON document that reads as prose, under the keys that lead to it."""
-    try:
-        value = json.loads(source)
-    except ValueError as error:
-        raise UnreadableFile("malformed JSON", f"it is not JSON ({error})") from None
-    return "\n".join(_prose(value, "", text_field))
-
-
-def _prose(value: Any, label: str, text_field: str) -> Iterable[str]:
-    if isinstance(value, dict):
-        text = value.get(text_field)
-        if isinstance(text, str) and text.strip():
-            yield f"{label}: {_plain(text)}" if label else _plain(text)
-        elif label and any(isinstance(item, dict) for item in value.values()):
-            yield f"\n{label}"
-        for key, item in value.items():
-            if not (key == text_field and isinstance(item, str)):
-                yield from _prose(item, str(key), text_field)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _prose(item, "", text_field)
-    elif isinstance(value, str) and len(value.split()) >= JSON_PROSE_WORDS:
-        yield f"{label}: {_plain(value)}" if label else _plain(value)
-
-
-def _plain(text: str) -> str:
-    return html_to_text(text) if "<" in text and "</" in text else text

@@ -4,19 +4,21 @@ Every check yields the key at fault and one line that says the rule and the mend
 them run before anything is spent; what depends on data (is there enough text?) is the pipeline's to say.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cupola.errors import InputError
 from cupola.recipe import parametrisation
 from cupola.recipe.clock import Clock, length_fault
-from cupola.recipe.corpora import KINDS, Corpus
+from cupola.recipe.corpora import KINDS, READING_GENERATORS, Corpus, Format
 from cupola.recipe.curve import Curve
 from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
 from cupola.recipe.schema import LARGEST_BF16_DECAY, LearningRate, Optimizer, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
+READS: dict[str, Format] = {"next_token": "text"}
+"""Objective -> what the documents of its sources are."""
 STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and no check here depends on it
 
 
@@ -43,15 +45,42 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _corpus(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
-    kinds = corpus.kinds()
-    if not kinds:
+    kinds = corpus.read_from()
+    if not corpus.kinds():
         yield Problem(path, f"names no source; give one of {', '.join(KINDS)}")
     if len(kinds) > 1:
         yield Problem(path, f"names {' and '.join(kinds)}; a corpus has one source, so make it two corpora")
     if corpus.subset and not corpus.huggingface:
         yield Problem((*path, "subset"), "only a huggingface source has subsets; remove it")
+    yield from _generated(path, corpus, kinds)
+    if corpus.holds() == "chat":
+        yield from _conversations(path, corpus)
     if corpus.fallback:
+        if corpus.fallback.holds() != corpus.holds():
+            line = (
+                f"holds {corpus.fallback.holds()} and stands in for {corpus.holds()}; take one of one format"
+            )
+            yield Problem((*path, "fallback"), line)
         yield from _corpus((*path, "fallback"), corpus.fallback)
+
+
+def _generated(path: tuple[str, ...], corpus: Corpus, kinds: list[str]) -> Iterator[Problem]:
+    if corpus.generate is None:
+        for key in ("items", "seed"):
+            if getattr(corpus, key):
+                yield Problem((*path, key), "has no effect without generate; remove it")
+    elif corpus.generate not in READING_GENERATORS and kinds:
+        yield Problem((*path, kinds[0]), f"{corpus.generate} reads no source; remove it")
+    elif corpus.format == "text":
+        yield Problem((*path, "format"), f"{corpus.generate} makes conversations; remove it")
+
+
+def _conversations(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
+    if corpus.python and not corpus.generate:
+        yield Problem((*path, "format"), "what Python carries are no conversations; remove it")
+    for key in ("text_field", "min_document_bytes"):
+        if getattr(corpus, key) != Corpus.model_fields[key].default:
+            yield Problem((*path, key), "has no effect on conversations, which are read whole; remove it")
 
 
 def _known_sources(path: tuple[str, ...], names: set[str], recipe: Recipe) -> Iterator[Problem]:
@@ -61,13 +90,25 @@ def _known_sources(path: tuple[str, ...], names: set[str], recipe: Recipe) -> It
         yield Problem((*path, name), f"there is no corpus {name}; {hint}")
 
 
+def _read_by(reader: str, path: tuple[str, ...], names: Iterable[str], recipe: Recipe) -> Iterator[Problem]:
+    """Sources whose documents are not what an objective, or the tokenizer's training, reads."""
+    wanted = READS.get(reader, "text")
+    for name in names:
+        if name in recipe.corpora and (held := recipe.corpora[name].holds()) != wanted:
+            yield Problem(
+                (*path, name), f"its documents are {held}, and {reader} reads {wanted}; leave it out"
+            )
+
+
 def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
     tokenizer = recipe.tokenizer
     if tokenizer.kind == "file" and not tokenizer.path:
         yield Problem(("tokenizer", "path"), "kind file needs the path of a tokenizer.json")
     if tokenizer.kind == "bpe" and tokenizer.path:
         yield Problem(("tokenizer", "path"), "has no effect on kind bpe; add `kind: file`, or remove it")
-    yield from _known_sources(("tokenizer", "train_on"), set(tokenizer.train_on or {}), recipe)
+    train_on = sorted(tokenizer.train_on or {})
+    yield from _known_sources(("tokenizer", "train_on"), set(train_on), recipe)
+    yield from _read_by("the tokenizer's training", ("tokenizer", "train_on"), train_on, recipe)
     rows = recipe.model.vocabulary
     if tokenizer.kind == "bpe" and rows and rows < tokenizer.vocabulary:
         yield Problem(
@@ -254,6 +295,7 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
     path = ("stages", name)
     assert stage.sequence_length is not None
     yield from _known_sources((*path, "data"), set(stage.sources()), recipe)
+    yield from _read_by(stage.objective, (*path, "data"), stage.sources(), recipe)
     if stage.optimizer and (before is None or stage.optimizer != before.optimizer):
         yield from _optimizer((*path, "optimizer"), stage.optimizer)
     yield from _carry(path, stage, before)

@@ -1,4 +1,4 @@
-"""The recipe's `corpora:`, where text comes from, one block for each source."""
+"""The recipe's `corpora:`, where text and conversations come from, one block for each source."""
 
 from typing import Annotated, Literal
 
@@ -10,12 +10,19 @@ from cupola.recipe.variables import escaped, unescaped
 PythonText = Literal["documentation", "docstrings", "code"]
 PACKAGES = ("apt", "npm", "pypi")
 """Kinds of source beside which `files` are patterns inside the package."""
-KINDS = ("files", "huggingface", *PACKAGES, "python")
+KINDS = ("files", "huggingface", *PACKAGES, "python", "generate")
 """Kinds of source: the keys of a corpus, of which it names one."""
+Format = Literal["text", "chat"]
+Generator = Literal[
+    "addition", "reversed_addition", "copying", "reversing", "sorting", "country_questions", "definitions"
+]
+READING_GENERATORS = ("country_questions", "definitions")
+"""Those that ask what a package or file says; the others make up what they ask."""
 
 
 class Corpus(Strict):
-    """One source of text. Exactly one of files, huggingface, apt, npm, pypi, python."""
+    """One source of text or conversations. Exactly one of files, huggingface, apt, npm, pypi, python; or
+    generate, beside which one of the others may say what it reads."""
 
     files: Annotated[str | list[str] | None, AfterValidator(unescaped), PlainSerializer(escaped)] = None
     """Paths or globs: txt, md, html, jsonl, parquet, each also .gz or .zst; beside `npm`, `pypi` and `apt`
@@ -38,6 +45,17 @@ class Corpus(Strict):
     """Packages of the Python Package Index."""
     python: PythonText | list[PythonText] | None = None
     """What the installed Python carries: always there, offline."""
+    generate: Generator | None = None
+    """A program that makes conversations: sums, lists of words, or questions about what the source beside it
+    holds."""
+    items: int | None = Field(default=None, ge=1)
+    """At most so many generated conversations; by default all that there are, or 10,000 where there is no
+    end of them."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the generated conversations: another one gives other words and another order."""
+    format: Format | None = None
+    """What a document is: `text`, or `chat`, a conversation in each record of jsonl, json and parquet files
+    and of Hugging Face datasets. By default text, or what the generator makes."""
     exclude: str | list[str] = Field(default=[])
     """Globs of files to leave out."""
     max_bytes: int | None = Field(default=None, ge=1)
@@ -53,7 +71,15 @@ class Corpus(Strict):
 
     def kinds(self) -> list[str]:
         """Those of `KINDS` that the block names; a valid one names exactly one."""
-        named = [kind for kind in KINDS if getattr(self, kind)]
+        return ["generate"] if self.generate else self.read_from()
+
+    def read_from(self) -> list[str]:
+        """The kinds of source that the block or its generator reads; of a valid one at most one."""
+        named = [kind for kind in KINDS if kind != "generate" and getattr(self, kind)]
         if any(kind in PACKAGES for kind in named):
             named = [kind for kind in named if kind != "files"]
         return named
+
+    def holds(self) -> Format:
+        """What the documents are."""
+        return self.format or ("chat" if self.generate else "text")

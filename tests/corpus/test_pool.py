@@ -23,14 +23,14 @@ from cupola.corpus.reading import Entry, Portion, Rules
 
 if __name__ == "__main__":
     entry = Entry(Path(), "x", "text", "x", "x", 0)
-    portions = (Portion([entry], 1, texts=[("x", "words " * 1000)]) for _ in itertools.count())
+    portions = (Portion([entry], 1, ready=[("x", "words " * 1000)]) for _ in itertools.count())
     for reading in pool.read_in_order(portions, Rules(0, "text"), 2):
         print("reading", flush=True)
 """
 
 
 def ready(number: int) -> Portion:
-    return Portion([Entry(Path(), "x", "text", "x", "x", 0)], 1, texts=[(str(number), f"Text {number}")])
+    return Portion([Entry(Path(), "x", "text", "x", "x", 0)], 1, ready=[(str(number), f"Text {number}")])
 
 
 @pytest.mark.multiprocess

@@ -87,8 +87,34 @@ def test_what_does_not_fit_together(overrides, line):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["corpora.sums={generate: adition}"], "not 'adition'; did you mean addition?"),
+        (["corpora.sums={generate: addition, npm: x}"], "corpora.sums.npm: addition reads no source; remove it"),
+        (["corpora.sums={generate: definitions, npm: x, pypi: y}"], ": names npm and pypi; a corpus has one source"),
+        (["corpora.sums={generate: addition, format: text}"], "corpora.sums.format: addition makes conversations; remove it"),
+        (["corpora.sums={generate: addition, min_document_bytes: 5}"], "corpora.sums.min_document_bytes: has no effect on conversations"),
+        (["corpora.mine.items=5"], ": has no effect without generate; remove it"),
+        (["corpora.mine.seed=5"], ": has no effect without generate; remove it"),
+        (["corpora.more={files: x, format: chat, text_field: body}"], "corpora.more.text_field: has no effect on conversations"),
+        (["corpora.more={python: code, format: chat}"], "corpora.more.format: what Python carries are no conversations"),
+        (["corpora.more={files: x, format: chat, fallback: {files: y}}"], "corpora.more.fallback: holds text and stands in for chat"),
+        (["corpora.mine.format=chat"], "stages.pretrain.data.mine: its documents are chat, and next_token reads text; leave it out"),
+        (["corpora.sums={generate: addition}", "tokenizer.train_on={mine: 1, sums: 1}"], "tokenizer.train_on.sums: its documents are chat, and the tokenizer's training reads text"),
+    ],
+)  # fmt: skip
+def test_conversations_where_they_do_not_fit(overrides, message):
+    with pytest.raises(InputError) as caught:
+        load("r.yaml", overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
+        ["corpora.sums={generate: addition, items: 5, seed: 3, fallback: {files: a.jsonl, format: chat}}"],
+        ["corpora.quiz={generate: country_questions, npm: x, files: '*.json', format: chat}"],
         ["corpora.mine={npm: x, files: 'a/*.txt'}"],
         ["model.heads=6", "model.head_width=10"],
         ["model.vocabulary=131072"],

@@ -114,19 +114,20 @@ class HuggingFaceSource:
         source = f"huggingface:{self.name}"
         field = self.corpus.text_field
         entry = Entry(Path(), source, "text", source, self.corpus.licence or "see the dataset's page", 0)
-        texts: list[tuple[str, str]] = []
+        is_chat = self.corpus.holds() == "chat"
+        ready: list[tuple[str, Any]] = []
         size = number = 0
         try:
             for number, row in enumerate(rows):
-                text = row.get(field)
-                if not isinstance(text, str):
+                content = row if is_chat else row.get(field)
+                if not is_chat and not isinstance(content, str):
                     report.dropped[f"no text in field {field!r}"] += 1
                     continue
-                texts.append((f"{source}:{number}", text))
-                size += len(text)
+                ready.append((f"{source}:{number}", content))
+                size += len(str(content))
                 if size >= TOGETHER_BYTES:
-                    yield Portion([entry], size, texts=texts)
-                    texts, size = [], 0
+                    yield Portion([entry], size, ready=ready)
+                    ready, size = [], 0
         except CupolaError:
             raise
         except Exception as error:
@@ -137,8 +138,8 @@ class HuggingFaceSource:
             raise CupolaError(
                 f"{self.label}: the stream broke off at row {number} ({_one_line(error)}); gather it again"
             ) from error
-        if texts:
-            yield Portion([entry], size, texts=texts)
+        if ready:
+            yield Portion([entry], size, ready=ready)
 
 
 def _one_line(error: Exception) -> str:

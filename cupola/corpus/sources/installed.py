@@ -89,7 +89,7 @@ class InstalledPython:
         named = [(f"{source}/{name}", text) for name, text in texts]
         cost = sum(len(text) for _, text in texts)
         entry = Entry(Path(), source, "text", source, self.licence or licence, cost)
-        return Portion([entry], cost, texts=named)
+        return Portion([entry], cost, ready=named)
 
     def _library(self, kind: str, pattern: str, part: str) -> list[Entry]:
         root = Path(sysconfig.get_path("stdlib"))

@@ -1,0 +1,52 @@
+"""Programs that make conversations: from nothing but a seed, or from what a package or file says.
+
+A program is a function from a seed and its facts to `Items`, of which each is made by its number alone. What
+it asks is asked once and in one wording, so that what is held out stands nowhere in the training text in
+other words. Where an answer can be right or wrong whoever gives it, the program has a `check` as well, which
+needs nothing but the question.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from cupola.corpus.generators import addition, country_questions, definitions, word_lists
+from cupola.corpus.generators.items import Facts, Items, Turns
+from cupola.recipe.corpora import Corpus
+
+__all__ = ["PROGRAMS", "VERSION", "Facts", "Items", "Program", "Turns"]
+
+VERSION = 1
+"""Raised whenever a program makes something else of the same seed and facts: part of the text's address."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A generator.
+
+    Attributes:
+        items: seed and facts -> what it can make.
+        check: question and answer -> is it right? None: there is no telling.
+        reads: the format (`corpus.formats`) of the files that its facts are in; None: it needs none.
+        facts: where they are taken from, unless the recipe names another source beside `generate`.
+    """
+
+    items: Callable[[int, Sequence[Facts]], Items]
+    check: Callable[[str, str], bool] | None = None
+    reads: str | None = None
+    facts: Corpus | None = None
+
+
+PROGRAMS: dict[str, Program] = {
+    "addition": Program(addition.addition, addition.check),
+    "reversed_addition": Program(addition.reversed_addition, addition.check),
+    **{
+        task: Program(partial(word_lists.word_lists, task), partial(word_lists.check, task))
+        for task in word_lists.WORDINGS
+    },
+    "country_questions": Program(
+        country_questions.country_questions, reads="json", facts=country_questions.FACTS
+    ),
+    "definitions": Program(definitions.definitions, reads="dictionary", facts=definitions.FACTS),
+}
+"""By the name that a recipe calls it (`recipe.corpora.Generator`)."""
