@@ -1,4 +1,4 @@
-"""`cupola corpus`: gather a recipe's text, see what the cache holds, read documents, verify."""
+"""`cupola corpus`: gather a recipe's text and conversations, see what the cache holds, read, verify."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
 )
 def command() -> None:
-    """Gather a recipe's text and show what it holds."""
+    """Gather a recipe's text and conversations, and show what they hold."""
 
 
 @command.command(
@@ -40,7 +40,7 @@ def command() -> None:
 def gather(
     recipe: str, chosen: tuple[str, ...], overrides: tuple[str, ...], refresh: bool, as_json: bool
 ) -> None:
-    """Fetch, read, clean and split the text of RECIPE's sources; from the cache if nothing has changed."""
+    """Fetch or make, read, clean and split what RECIPE's sources hold; from the cache if unchanged."""
     from cupola.corpus import gather as gather_source
     from cupola.recipe.loading import load
 
@@ -104,8 +104,9 @@ def show(
     characters: int,
     as_json: bool,
 ) -> None:
-    """Print documents, spread evenly over a source of RECIPE or over the gathered text in the folder PATH."""
-    from cupola.corpus.listing import spread
+    """Print documents or conversations, spread evenly over a source of RECIPE or over the gathered text in
+    the folder PATH."""
+    from cupola.corpus.listing import readable, spread
     from cupola.storage import MANIFEST
 
     folder = Path(place)
@@ -114,14 +115,16 @@ def show(
     documents = spread(folder, "heldout" if heldout else "train", number)
     if as_json:
         rows = [
-            {"id": item.id, "source": item.source, "licence": item.licence, "text": item.text[:characters]}
+            {"id": item.id, "source": item.source, "licence": item.licence}
+            | {"text": readable(folder, item)[:characters]}
             for item in documents
         ]
         emit({"path": str(folder), "documents": rows})
         return
     for item in documents:
+        text = readable(folder, item)
         click.echo(f"--- {item.id} ({count(len(item.text.encode()))} bytes, {item.licence})")
-        click.echo(item.text[:characters] + ("\n[...]" if len(item.text) > characters else "") + "\n")
+        click.echo(text[:characters] + ("\n[...]" if len(text) > characters else "") + "\n")
 
 
 def _gathered(recipe: str, chosen: str | None, overrides: tuple[str, ...]) -> Path:

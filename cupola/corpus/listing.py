@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cupola.chat.conversation import from_json
 from cupola.corpus.documents import Document, Split, documents, totals
 from cupola.errors import CupolaError, InputError
 from cupola.paths import cache_root
@@ -58,3 +59,11 @@ def spread(folder: Path, split: Split, number: int) -> list[Document]:
     number = min(number, whole)
     wanted = {int((place + 0.5) * whole / number) for place in range(number)}
     return [document for place, document in enumerate(documents(folder, split)) if place in wanted]
+
+
+def readable(folder: Path, document: Document) -> str:
+    """A gathered document as people read it: a conversation as its turns, each behind its role."""
+    if read_manifest(folder).get("format") != "chat":
+        return document.text
+    messages = from_json(document.text).messages
+    return "\n".join(f"{message.role}: {message.content}" for message in messages)

@@ -10,6 +10,7 @@ import pytest
 
 from cupola.chat.conversation import from_json
 from cupola.corpus import Gathered, documents, gather
+from cupola.corpus.listing import readable, spread
 from cupola.errors import InputError
 from cupola.recipe.corpora import Corpus
 from tests.corpus.corpus_fakes import Registry, compressed, deb_bytes, prose, tar_bytes
@@ -119,6 +120,17 @@ def test_the_same_in_several_processes(tmp_path: Path, monkeypatch: pytest.Monke
         contents.append([(path / f"{split}.parquet").read_bytes() for split in ("train", "heldout")])
     assert contents[0] == contents[1]
     assert heard.warnings[0] == heard.warnings[1]
+
+
+def test_they_are_shown_as_turns(tmp_path: Path, cache: Path, heard: Heard) -> None:
+    (tmp_path / "a.jsonl").write_text(lines(talk("Who?", "Nobody.\nOr so.")))
+    (tmp_path / "a.txt").write_text(prose("text"))
+    chat = gather("mine", Corpus(files=str(tmp_path / "a.jsonl"), format="chat"), heard).path
+    text = gather("text", Corpus(files=str(tmp_path / "a.txt")), heard).path
+    assert [readable(chat, item) for item in spread(chat, "train", 1)] == [
+        "user: Who?\nassistant: Nobody.\nOr so."
+    ]
+    assert [readable(text, item) for item in spread(text, "train", 1)] == [prose("text")]
 
 
 def test_generated_conversations(cache: Path, heard: Heard) -> None:
