@@ -84,7 +84,7 @@ def summarise(family: str, workers: list[Worker]) -> list[dict[str, Any]]:
             "peak_bytes": max(turn["peak_bytes"] for turn in worker.turns),
             "ratio_to_peer": None,
         }
-        if worker is mine and peer is not None:
+        if mine is not None and peer is not None and worker.name.startswith(mine.name):
             row["ratio_to_peer"] = _ratio(family, worker, peer)
         rows.append(row)
     return rows

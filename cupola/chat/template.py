@@ -192,6 +192,14 @@ def load_template(path: str | Path | None) -> ChatTemplate:
     )
 
 
+def save_template(template: ChatTemplate, folder: Path) -> None:
+    """Write a template beside a tokenizer in Hugging Face's format, and the special tokens that it names into
+    the tokenizer's configuration, whose own `eos_token` stays."""
+    storage.write_text(folder / FILE, template.source)
+    config = json.loads(_text_of(folder / CONFIG))
+    storage.write_json(folder / CONFIG, {**template.variables, **config})
+
+
 def without_marks(value: Any) -> Any:
     """A JSON value whose texts have U+FFFD for each noncharacter, so that none can be taken for a mark."""
     return in_texts(value, lambda text: text if text.isascii() else text.translate(_REPLACED))

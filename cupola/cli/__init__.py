@@ -33,6 +33,7 @@ COMMANDS = {
     "tokenizer": "Train a recipe's tokenizer, or look at one.",
     "eval": "Measure bits per byte on held-out text or on files.",
     "generate": "Continue a prompt.",
+    "chat": "Talk with a model that has learnt to answer.",
     "export": "Write a run's weights as a Hugging Face folder or RWKV's .pth.",
     "import": "Make a run of a Hugging Face folder or RWKV's .pth.",
     "checkpoint": "List or verify the checkpoints of a run.",

@@ -107,7 +107,7 @@ class Stream:
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def __call__(self, index: int, token: int) -> None:
-        if token == self.tokenizer.delimiter:
+        if token == self.tokenizer.delimiter or token in self.tokenizer.special.values():
             return
         # The head may have more rows than there are tokens.
         data = self.tokenizer.token_bytes(token) if token < self.tokenizer.size else "\ufffd".encode()

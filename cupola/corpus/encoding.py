@@ -50,12 +50,13 @@ def encode_source(
             target,
             partial(_encode_split, gathered, split, target, tokenizer, display, name),
             display,
-            partial(_check, target, tokenizer),
+            partial(check_store, target, tokenizer),
         )
     return folder
 
 
-def _check(target: Path, tokenizer: Tokenizer) -> None:
+def check_store(target: Path, tokenizer: Tokenizer) -> None:
+    """Raises CupolaError or InputError where a store in the cache is not whole, or another tokenizer's."""
     TokenStore(target, tokenizer)
     _verified(target)
 

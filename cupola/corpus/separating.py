@@ -29,18 +29,19 @@ VERSION = 2
 """Raised whenever the same sources would be separated otherwise."""
 
 
-def separate(gathered: Mapping[str, Path], display: Display) -> dict[str, Path]:
+def separate(gathered: Mapping[str, Path], display: Display, in_parts: bool = True) -> dict[str, Path]:
     """The folders of the sources, with that of each source replaced whose training text had to be cut.
 
     Args:
         gathered: source -> folder of `cupola.corpus.documents`.
+        in_parts: long documents may lose a part; else (conversations) a document stays whole or goes.
     """
     if len(gathered) < 2:
         return dict(gathered)
     hashes = {name: storage.read_manifest(path)["files"] for name, path in gathered.items()}
-    key = storage.digest({"version": VERSION, "sources": hashes})[:32]
+    key = storage.digest({"version": VERSION, "sources": hashes, "in_parts": in_parts})[:32]
     target = cache_root() / "separated" / key
-    build_once(target, partial(_build, gathered, target, display), display)
+    build_once(target, partial(_build, gathered, target, in_parts, display), display)
     dropped: dict[str, int] = storage.read_manifest(target)["dropped"]
     for name, number in dropped.items():
         if number:
@@ -48,7 +49,7 @@ def separate(gathered: Mapping[str, Path], display: Display) -> dict[str, Path]:
     return {name: target / name if dropped[name] else path for name, path in gathered.items()}
 
 
-def _build(gathered: Mapping[str, Path], target: Path, display: Display) -> None:
+def _build(gathered: Mapping[str, Path], target: Path, in_parts: bool, display: Display) -> None:
     heldout = {text_hash(d.text) for path in gathered.values() for d in documents(path, "heldout")}
     dropped: dict[str, int] = {}
     whole = sum(totals(path, "train")[1] for path in gathered.values())
@@ -59,7 +60,7 @@ def _build(gathered: Mapping[str, Path], target: Path, display: Display) -> None
         for name, path in gathered.items():
             left = dropped[name] = 0
             for document in documents(path, "train"):
-                kept = _without(document, heldout)
+                kept = _without(document, heldout, in_parts)
                 dropped[name] += kept != [document]
                 left += len(kept)
                 task.advance(len(document.text.encode("utf-8")))
@@ -69,14 +70,14 @@ def _build(gathered: Mapping[str, Path], target: Path, display: Display) -> None
                     " or lower the share that the other one holds out"
                 )
             if dropped[name]:
-                _write(path, aside / name, heldout)
+                _write(path, aside / name, heldout, in_parts)
 
 
-def _without(document: Document, heldout: set[int]) -> list[Document]:
+def _without(document: Document, heldout: set[int], in_parts: bool) -> list[Document]:
     """The document, or what stands before, between and behind its parts that are held out."""
     if text_hash(document.text) in heldout:
         return []
-    for parts in _cuts(document):
+    for parts in _cuts(document) if in_parts else ():
         out = [text_hash(part) in heldout for part in parts]
         if any(out):
             runs = ("".join(parts[i] for i in run) for run in _stretches(out))
@@ -105,13 +106,13 @@ def _stretches(out: list[bool]) -> Iterator[list[int]]:
             yield list(run)
 
 
-def _write(gathered: Path, folder: Path, heldout: set[int]) -> None:
+def _write(gathered: Path, folder: Path, heldout: set[int], in_parts: bool) -> None:
     """A copy of a gathered source without what is held out elsewhere; a gathered source itself."""
     facts = {key: value for key, value in storage.read_manifest(gathered).items() if key != "files"}
     with storage.new_folder(folder, facts) as aside:
         with DocumentWriter(aside / "train.parquet") as writer:
             for document in documents(gathered, "train"):
-                for kept in _without(document, heldout):
+                for kept in _without(document, heldout, in_parts):
                     writer.write(kept)
         facts["documents"] = {**facts["documents"], "train": writer.documents}
         facts["bytes"] = {**facts["bytes"], "train": writer.bytes}

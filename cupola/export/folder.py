@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from cupola import storage
+from cupola.chat.encoding import stop_ids
+from cupola.chat.template import ChatTemplate, save_template
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import InputError
@@ -53,6 +55,7 @@ def write_folder(
     dtype: Dtype = "fp32",
     display: Display | None = None,
     shard_bytes: int = SHARD_BYTES,
+    template: ChatTemplate | None = None,
 ) -> str:
     """Write a model as Hugging Face's libraries read it.
 
@@ -60,6 +63,7 @@ def write_folder(
         target: the folder to make.
         state: the model's state dict.
         sequence_length: of its training; the context that is stated where the model's settings have none.
+        template: of a model that has learnt to answer; what ends an answer then ends generation.
 
     Returns:
         The `model_type` that it was written as.
@@ -79,9 +83,13 @@ def write_folder(
     fields |= {"bos_token_id": end, "eos_token_id": end, "dtype": name, "torch_dtype": name}
     with storage.new_folder(target, replace=False) as aside:
         storage.write_json(aside / configs.FILE, fields)
-        generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+        stop = [end] if template is None else sorted({end, *stop_ids(template, tokenizer)})
+        ending = stop if len(stop) > 1 else end
+        generation = {"bos_token_id": end, "eos_token_id": ending, "pad_token_id": end}
         storage.write_json(aside / "generation_config.json", generation)
         tokenizer.save(aside)
+        if template is not None:
+            save_template(template, aside)
         write_shards(
             aside, state, list(format_.pairs(model)), DTYPES[dtype], display or Display(), shard_bytes
         )

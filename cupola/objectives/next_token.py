@@ -1,4 +1,5 @@
-"""Language modelling: the mean over all tokens of -log p(next token)."""
+"""Language modelling: the mean over tokens of -log p(next token); over all of them, or those that are learnt
+(an assistant's words)."""
 
 import math
 from typing import cast
@@ -45,8 +46,10 @@ class NextToken:
         )
         metrics = {"z": z} if self.z_loss else {}
         if output.balance is not None:
-            total = total + output.balance
-            metrics["balance"] = output.balance.detach()
+            # A sum over all tokens, those that are not learnt too: here its mean counts as often as a loss.
+            balance = output.balance * (microbatch.targets >= 0).float().mean()
+            total = total + balance
+            metrics["balance"] = balance.detach()
         return LossParts(total, cross_entropy, metrics, output.loads)
 
     def expected_first_loss(self, vocabulary: int) -> float:

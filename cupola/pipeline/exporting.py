@@ -71,4 +71,13 @@ def _write(opened: OpenRun, out: Path, dtype: Dtype, kind: Kind | None, display:
         return rwkv7.write_folder(out, state, model, opened.tokenizer, dtype, display)
     if model.family == "rwkv7":
         raise InputError("--format huggingface: Hugging Face has no RWKV-7; take --format rwkv")
-    return write_folder(out, state, model, opened.tokenizer, opened.sequence_length, dtype, display)
+    return write_folder(
+        out,
+        state,
+        model,
+        opened.tokenizer,
+        opened.sequence_length,
+        dtype,
+        display,
+        template=opened.template if opened.objective == "sft" else None,
+    )

@@ -1,5 +1,8 @@
 """What is looked at in the course of a stage: held-out bits per byte and samples, a line each and a record.
 
+A stage that learns from conversations is judged by the answers in those that are held out, and its samples
+are answers; text is evaluated as well, since what a model has learnt before it may forget.
+
 The held-out text in the course of training is a fixed choice of each source, so that figures can be
 compared from one evaluation to the next; at the end of the stage all of it is read.
 """
@@ -9,22 +12,24 @@ from typing import Any
 
 from cupola import json_lines
 from cupola.display import Display
-from cupola.evaluate import choose_texts, combined, heldout_bits
-from cupola.generate import continue_texts
+from cupola.evaluate import BitsPerByte, answer_bits, choose_texts, combined, heldout_bits
+from cupola.generate import answer, continue_texts
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision
 from cupola.pipeline.folder import StageFolder
-from cupola.pipeline.prepare import Prepared, heldout_texts
-from cupola.recipe.schema import Evaluate
+from cupola.pipeline.prepare import Prepared, heldout_texts, row_length
+from cupola.recipe.schema import Evaluate, Stage
 
 TEMPERATURE = 0.8  # of samples
+QUESTIONS = 3
+"""Held-out conversations of each source whose beginning is answered."""
+SAMPLE_SHOWN = 100
 
 
 class Observer:
     """Evaluates and samples one stage's model.
 
-    Args:
-        sequence_length: the context that the held-out text is read with.
+    The context that the held-out text is read with is the stage's longest row.
     """
 
     def __init__(
@@ -33,13 +38,14 @@ class Observer:
         settings: Evaluate,
         prepared: Prepared,
         module: LanguageModel,
-        sequence_length: int,
+        stage: Stage,
         precision: Precision,
         seed: int,
         display: Display,
     ) -> None:
         self.folder, self.settings, self.prepared, self.module = folder, settings, prepared, module
-        self.sequence_length = sequence_length
+        self.sequence_length = row_length(stage)
+        self.conversations = prepared.heldout_answers(stage)
         self.precision, self.seed, self.display = precision, seed, display
         self._chosen: dict[str, list[str]] = {}
 
@@ -74,21 +80,46 @@ class Observer:
             precision=self.precision,
             display=self.display if whole else None,
         )
-        total = combined(found)
+        answers = self._answers(whole)
+        total = combined(answers or found)
+        sources = {**found, **answers}
         result = {
             "step": step,
             "tokens": tokens,
             "whole": whole,
             "bits_per_byte": total.facts()["bits_per_byte"],
             "bytes": total.bytes,
-            "sources": {source: bits.facts() for source, bits in found.items()},
+            "sources": {source: bits.facts() for source, bits in sources.items()},
         }
         json_lines.append(self.folder.evaluations, result)
-        by_source = ", ".join(f"{source} {bits.bits_per_byte:.3f}" for source, bits in found.items())
-        self.display.say(f"  step {step}: held out {total.bits_per_byte:.3f} bits per byte ({by_source})")
+        by_source = ", ".join(f"{source} {bits.bits_per_byte:.3f}" for source, bits in sources.items())
+        what = "held-out answers" if answers else "held out"
+        self.display.say(f"  step {step}: {what} {total.bits_per_byte:.3f} bits per byte ({by_source})")
         return result
 
+    def _answers(self, whole: bool) -> dict[str, BitsPerByte]:
+        return {
+            source: answer_bits(
+                self.module,
+                store,
+                self.prepared.tokenizer,
+                most_tokens=None if whole else self.settings.tokens,
+                precision=self.precision,
+                display=self.display if whole else None,
+                title=f"held-out answers of {source}",
+            )
+            for source, store in self.conversations.items()
+        }
+
     def _sample(self, step: int, tokens: int) -> None:
+        samples = self._answered() if self.conversations else self._continued()
+        for sample in samples:
+            json_lines.append(self.folder.samples, {"step": step, "tokens": tokens, **sample})
+        for sample in samples[:1]:
+            said = " ".join(f"{sample['prompt']} {sample['text']}".split())
+            self.display.say(f"  sample: {said[:SAMPLE_SHOWN]}")
+
+    def _continued(self) -> list[dict[str, str]]:
         continued = continue_texts(
             self.module,
             self.prepared.tokenizer,
@@ -98,8 +129,26 @@ class Observer:
             temperature=TEMPERATURE,
             seed=self.seed,
         )
-        for done in continued:
-            sample = {"step": step, "tokens": tokens, "prompt": done.prompt, "text": done.text}
-            json_lines.append(self.folder.samples, sample)
-        for done in continued[:1]:
-            self.display.say(f"  sample: {' '.join((done.prompt + done.text).split())[:100]}")
+        return [{"prompt": done.prompt, "text": done.text} for done in continued]
+
+    def _answered(self) -> list[dict[str, str]]:
+        """Answers to what the first held-out conversations of each source begin with."""
+        opened = [
+            opening
+            for source in self.conversations
+            for opening in self.prepared.heldout_openings(source, QUESTIONS)
+        ]
+        answered = answer(
+            self.module,
+            self.prepared.tokenizer,
+            self.prepared.template,
+            opened,
+            self.settings.sample_tokens,
+            self.precision,
+            temperature=TEMPERATURE,
+            seed=self.seed,
+        )
+        return [
+            {"prompt": messages[-1].content, "text": done.text}
+            for messages, done in zip(opened, answered, strict=True)
+        ]

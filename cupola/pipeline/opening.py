@@ -10,6 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from cupola import storage
+from cupola.chat.template import FILE as TEMPLATE_FILE
+from cupola.chat.template import ChatTemplate, load_template
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.names import checkpoints, step_of
 from cupola.corpus.tokenizer import Tokenizer
@@ -31,6 +33,8 @@ class OpenRun:
     """A model ready to read or write text, and where it comes from.
 
     Attributes:
+        objective: what its stage has learnt; next_token of an imported model.
+        template: how conversations are written down.
         sequence_length: the longest row that its stage was trained with.
         precision: "fp32" or "bf16", as the run was trained.
     """
@@ -41,7 +45,9 @@ class OpenRun:
     checkpoint: Path
     facts: dict[str, Any]
     tokenizer: Tokenizer
+    template: ChatTemplate
     module: LanguageModel
+    objective: str
     sequence_length: int
     precision: Precision
     device: torch.device
@@ -101,7 +107,9 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         checkpoint=loaded.path,
         facts=loaded.facts,
         tokenizer=tokenizer,
+        template=_template(folder),
         module=module,
+        objective="next_token" if folder.imported else recipe.stages[stage_folder.name].objective,
         sequence_length=length,
         precision=folder.fact("decisions")["precision"],
         device=device,
@@ -144,6 +152,12 @@ def _tokenizer(folder: RunFolder) -> Tokenizer:
         return Tokenizer.load(folder.tokenizer)
     except CupolaError as error:
         raise CupolaError(str(error), folder.mends()) from error
+
+
+def _template(folder: RunFolder) -> ChatTemplate:
+    """The one that lies beside the run's tokenizer; runs that learn from no conversations may have none."""
+    path = folder.tokenizer / TEMPLATE_FILE
+    return load_template(path if path.is_file() else None)
 
 
 def _row_length(folder: RunFolder, recipe: Recipe, stage: StageFolder) -> int:

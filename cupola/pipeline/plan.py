@@ -129,6 +129,7 @@ def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision:
             "stage": stage.model_dump(mode="json"),
             "sources": {name: store.fingerprint for name, store in prepared.train_stores(stage).items()},
             "parent": parent,
+            **({"template": prepared.template.fingerprint} if stage.objective == "sft" else {}),
         }
     )
 

@@ -1,12 +1,19 @@
 """From a recipe's corpora to token stores: gather, train the tokenizer, encode. All of it from the cache
-when nothing has changed."""
+when nothing has changed.
 
+Text is stored once; conversations once for each row length that a stage packs them into.
+"""
+
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cupola.chat.conversation import Message, from_json
+from cupola.chat.template import ChatTemplate, load_template
 from cupola.corpus import documents, gather
+from cupola.corpus.conversations import encode_conversations
 from cupola.corpus.encoding import encode_source
 from cupola.corpus.separating import separate
 from cupola.corpus.tokenizer import Tokenizer
@@ -24,24 +31,45 @@ class Prepared:
     """What training reads.
 
     Attributes:
+        template: how conversations are written down.
         gathered: source -> folder of clean text.
-        stores: source -> folder of its two token stores.
+        stores: source of text -> folder of its two token stores.
+        packed: source of conversations and row length -> folder of its two token stores.
         vocabulary: rows of embedding and head.
         facts: for the run's record: what each source took, documents, bytes, tokens, fingerprint.
     """
 
     tokenizer: Tokenizer
+    template: ChatTemplate
     vocabulary: int
     gathered: dict[str, Path]
     stores: dict[str, Path]
+    packed: dict[tuple[str, int], Path]
     facts: dict[str, Any]
 
     def train_stores(self, stage: Stage) -> dict[str, TokenStore]:
         """The stores that a stage reads, by source."""
-        return {source: TokenStore(self.stores[source] / "train") for source in stage.sources()}
+        return {source: TokenStore(self._folder(stage, source) / "train") for source in stage.sources()}
+
+    def heldout_answers(self, stage: Stage) -> dict[str, TokenStore]:
+        """The held-out conversations of a stage that learns from some, by source."""
+        chats = [source for source in stage.sources() if source not in self.stores]
+        return {source: TokenStore(self._folder(stage, source) / "heldout") for source in chats}
+
+    def heldout_openings(self, source: str, number: int) -> list[tuple[Message, ...]]:
+        """Of the first held-out conversations of a source, what is said before the first answer."""
+        found = []
+        for document in itertools.islice(documents(self.gathered[source], "heldout"), number):
+            messages = from_json(document.text).messages
+            first = next(i for i, message in enumerate(messages) if message.role == "assistant")
+            found.append(messages[:first])
+        return found
+
+    def _folder(self, stage: Stage, source: str) -> Path:
+        return self.stores[source] if source in self.stores else self.packed[source, row_length(stage)]
 
     def heldout_facts(self) -> dict[str, dict[str, str]]:
-        """Of each source that is evaluated: its folder in the cache, and the SHA-256 of its held-out text."""
+        """Of each source of text: its folder in the cache, and the SHA-256 of its held-out text."""
         return {
             name: {
                 "folder": str(self.gathered[name].relative_to(cache_root())),
@@ -65,19 +93,44 @@ def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:
         )
 
 
+def row_length(stage: Stage) -> int:
+    """The longest row of a stage; the only one, where it learns from conversations."""
+    assert stage.sequence_length is not None
+    return max(stage.sequence_length.values)
+
+
 def prepare(recipe: Recipe, display: Display) -> Prepared:
     """Gather, tokenize and store every source that a stage reads."""
     sources = recipe.sources()
     mixture = recipe.tokenizer_mixture()
     wanted = [*sources, *(name for name in mixture if name not in sources)]
     gathered = {name: gather(name, recipe.corpora[name], display) for name in wanted}
-    texts = separate({name: item.path for name, item in gathered.items()}, display)
+    chats = recipe.conversations()
+    texts = separate({name: item.path for name, item in gathered.items() if name not in chats}, display)
+    spoken = {name: item.path for name, item in gathered.items() if name in chats}
+    spoken = separate(spoken, display, in_parts=False)
     tokenizer = train_for(recipe.tokenizer, texts, mixture, display)
     _check_vocabulary(recipe, tokenizer)
-    stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources}
+    template = load_template(recipe.tokenizer.chat_template)
+    stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources if name in texts}
+    packed = {
+        (name, length): encode_conversations(spoken[name], tokenizer, template, length, display, name)
+        for name, length in sorted(
+            {
+                (n, row_length(stage))
+                for stage in recipe.stages.values()
+                for n in stage.sources()
+                if n in chats
+            }
+        )
+    }
+    folders = {**stores, **{name: folder for (name, _), folder in packed.items()}}
     facts = {}
     for name in sources:
-        store = TokenStore(stores[name] / "train")
+        store = TokenStore(folders[name] / "train")
         facts[name] = {**gathered[name].facts, "tokens": store.length, "fingerprint": store.fingerprint}
-        display.say(f"{name}: {count(store.length)} tokens, {store.bytes / store.length:.2f} bytes per token")
-    return Prepared(tokenizer, recipe.model.rows(tokenizer.size), texts, stores, facts)
+        if store.row_length is None:
+            each = store.bytes / store.length
+            display.say(f"{name}: {count(store.length)} tokens, {each:.2f} bytes per token")
+    rows = recipe.model.rows(tokenizer.size)
+    return Prepared(tokenizer, template, rows, {**texts, **spoken}, stores, packed, facts)

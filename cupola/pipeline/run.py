@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cupola import storage
+from cupola.chat.template import save_template
 from cupola.checkpoint.names import checkpoints
 from cupola.checkpoint.verifying import read_facts
-from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, duration, size
 from cupola.errors import CupolaError, Interrupted
 from cupola.evaluate import xz_bits
@@ -131,7 +131,7 @@ def _run(
     # Not before the stages that no longer fit are set aside: a kill must not leave them under a new recipe.
     folder.record_decisions(decisions.as_json())
     folder.record_recipe(recipe)
-    _keep_tokenizer(folder, prepared.tokenizer, display)
+    _keep_tokenizer(folder, prepared, display)
     _record_facts(folder, recipe, prepared, display)
     if check_first and any(stage.action == "begin" for stage in planned):
         _check_once(folder, recipe, prepared, decisions, planned, display)
@@ -142,7 +142,7 @@ def _run(
         except (OSError, CupolaError) as error:
             display.warn(f"the report could not be written: {error}")
     if report.error is None:
-        _say_what_next(folder, report, time.monotonic() - begun, display)
+        _say_what_next(folder, recipe, report, time.monotonic() - begun, display)
 
 
 def _run_stages(
@@ -198,17 +198,20 @@ def _stage_report(stage: PlannedStage, status: Status) -> StageReport:
     )
 
 
-def _keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer, display: Display) -> None:
-    """Keep the tokenizer in the run's folder; a different one there belongs to an older recipe, and a damaged
-    one is replaced from the cache."""
+def _keep_tokenizer(folder: RunFolder, prepared: Prepared, display: Display) -> None:
+    """Keep tokenizer and chat template in the run's folder; different ones there belong to an older recipe,
+    and damaged ones are replaced."""
+    facts = {"fingerprint": prepared.tokenizer.fingerprint, "template": prepared.template.fingerprint}
     if folder.tokenizer.is_dir():
         try:
-            if storage.verify(folder.tokenizer).get("fingerprint") == tokenizer.fingerprint:
+            kept = storage.verify(folder.tokenizer)
+            if all(kept.get(key) == value for key, value in facts.items()):
                 return
         except CupolaError as error:
             display.warn(f"{error}; the run's tokenizer is written anew")
-    with storage.new_folder(folder.tokenizer, {"fingerprint": tokenizer.fingerprint}) as aside:
-        tokenizer.save(aside)
+    with storage.new_folder(folder.tokenizer, facts) as aside:
+        prepared.tokenizer.save(aside)
+        save_template(prepared.template, aside)
 
 
 def _record_facts(folder: RunFolder, recipe: Recipe, prepared: Prepared, display: Display) -> None:
@@ -257,7 +260,9 @@ def _check_once(
     folder.record(checked=key, check=result.as_json())
 
 
-def _say_what_next(folder: RunFolder, report: RunReport, seconds: float, display: Display) -> None:
+def _say_what_next(
+    folder: RunFolder, recipe: Recipe, report: RunReport, seconds: float, display: Display
+) -> None:
     if report.status == "paused":
         last = report.stages[-1]
         display.say(
@@ -271,6 +276,8 @@ def _say_what_next(folder: RunFolder, report: RunReport, seconds: float, display
         display.say(f"done in {duration(seconds)}: {folder.path / 'report.html'}")
     run = shlex.quote(str(folder.path))
     display.say("next:")
+    if any(stage.objective == "sft" for stage in recipe.stages.values()):
+        display.say(f"  cupola chat {run}                         talk with it")
     display.say(f'  cupola generate {run} --prompt "The people"   let it speak')
     display.say(f"  cupola eval {run} --text FILE             bits per byte of your own text")
     display.say(f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}      every curve")

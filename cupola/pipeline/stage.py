@@ -201,7 +201,7 @@ class StageRun:
             self.recipe.evaluate,
             self.prepared,
             self.module,
-            self.clock.span,
+            self.stage,
             self.decisions.precision,
             self.recipe.seed,
             self.display,

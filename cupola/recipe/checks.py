@@ -17,8 +17,10 @@ from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
 from cupola.recipe.schema import LARGEST_BF16_DECAY, LearningRate, Optimizer, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
-READS: dict[str, Format] = {"next_token": "text"}
+READS: dict[str, Format] = {"next_token": "text", "sft": "chat"}
 """Objective -> what the documents of its sources are."""
+MOST_POLAR_EXPRESS_STEPS = 4
+"""In bf16 more of them magnify the rounding of a matrix of low rank without end."""
 STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and no check here depends on it
 
 
@@ -104,6 +106,13 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
     tokenizer = recipe.tokenizer
     if tokenizer.kind == "file" and not tokenizer.path:
         yield Problem(("tokenizer", "path"), "kind file needs the path of a tokenizer.json")
+    if tokenizer.kind == "bpe" and not tokenizer.train_on and recipe.stages:
+        first, stage = next(iter(recipe.stages.items()))
+        if READS.get(stage.objective) != "text":
+            yield Problem(
+                ("tokenizer", "train_on"),
+                f"is missing: stage {first} reads no text; name text, or take `kind: file`",
+            )
     if tokenizer.kind == "bpe" and tokenizer.path:
         yield Problem(("tokenizer", "path"), "has no effect on kind bpe; add `kind: file`, or remove it")
     train_on = sorted(tokenizer.train_on or {})
@@ -299,6 +308,8 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
     if stage.optimizer and (before is None or stage.optimizer != before.optimizer):
         yield from _optimizer((*path, "optimizer"), stage.optimizer)
     yield from _carry(path, stage, before)
+    if stage.objective == "sft":
+        yield from _packed(path, stage)
     if fault := length_fault(stage.sequence_length.values):
         yield Problem((*path, "sequence_length"), fault)
         return
@@ -323,6 +334,16 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
         Clock(stage, STAND_IN_EPOCH)
     except InputError as error:
         yield Problem(path, str(error))
+
+
+def _packed(path: tuple[str, ...], stage: Stage) -> Iterator[Problem]:
+    assert stage.sequence_length is not None
+    if len(stage.sequence_length.values) > 1:
+        yield Problem(
+            (*path, "sequence_length"), "conversations are packed into rows of one length; give one"
+        )
+    if not stage.document_mask:
+        yield Problem((*path, "document_mask"), "a conversation must not see its neighbours; remove it")
 
 
 def _learning_rate(path: tuple[str, ...], settings: LearningRate) -> Iterator[Problem]:
@@ -358,6 +379,13 @@ def _optimizer(path: tuple[str, ...], optimizer: Optimizer) -> Iterator[Problem]
         if optimizer.kind not in kinds and getattr(optimizer, key) != fields[key].default:
             has, no = ", ".join(kinds), optimizer.kind
             yield Problem((*path, key), f"has no effect on kind {no} (only on {has}); remove it")
+    steps = optimizer.newton_schulz_steps
+    if optimizer.newton_schulz == "polar_express" and steps is not None and steps > MOST_POLAR_EXPRESS_STEPS:
+        yield Problem(
+            (*path, "newton_schulz_steps"),
+            f"{steps} steps of polar_express magnify what bf16 rounds; take at most "
+            f"{MOST_POLAR_EXPRESS_STEPS}, or newton_schulz: quintic",
+        )
     decay = max(*optimizer.betas, optimizer.covariance_decay or 0.0)
     if optimizer.state_dtype == "bf16" and optimizer.kind == "soap" and decay > LARGEST_BF16_DECAY:
         yield Problem(

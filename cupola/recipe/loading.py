@@ -180,8 +180,10 @@ def _resolve_paths(tree: Node) -> Node:
     """Environment variables, `~` and relative paths, each against the folder of the file that wrote it."""
     for name, corpus in (_children(tree, "corpora")).items():
         tree = _replace(tree, ("corpora", name), _corpus_paths(corpus, ("corpora", name)))
-    path = _children(tree, "tokenizer").get("path")
-    return tree if path is None else _replace(tree, ("tokenizer", "path"), _path(path, ("tokenizer", "path")))
+    for key in ("path", "chat_template"):
+        if (path := _children(tree, "tokenizer").get(key)) is not None:
+            tree = _replace(tree, ("tokenizer", key), _path(path, ("tokenizer", key)))
+    return tree
 
 
 def _corpus_paths(corpus: Node, key: tuple[str, ...]) -> Node:

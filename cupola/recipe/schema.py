@@ -107,7 +107,9 @@ Lengths = Annotated[
     Piecewise[int], BeforeValidator(lambda v: Piecewise.parse(v, _positive_integer)), _DUMP, _PIECEWISE_SCHEMA
 ]
 Mixture = Annotated[Piecewise[dict[str, float]], BeforeValidator(_mixture), _DUMP, _MIXTURE_SCHEMA]
-Positive = Annotated[Curve, _curve(0, math.inf), _DUMP, _CURVE_SCHEMA]
+LARGEST_WEIGHT = 1e6
+"""Of learning rates, decays and weights: beyond it nothing trains, and fp32 ends."""
+Positive = Annotated[Curve, _curve(0, LARGEST_WEIGHT), _DUMP, _CURVE_SCHEMA]
 ShareCurve = Annotated[Curve, _curve(0, 1), _DUMP, _CURVE_SCHEMA]
 Shape = Literal["cosine", "linear", "1-sqrt", "inverse_sqrt", "constant"]
 Decay = Annotated[
@@ -137,6 +139,9 @@ class Tokenizer(Strict):
     """At most so many bytes of text are used for training."""
     path: Annotated[str | None, AfterValidator(unescaped), PlainSerializer(escaped)] = None
     """The `tokenizer.json`, for kind `file`."""
+    chat_template: Annotated[str | None, AfterValidator(unescaped), PlainSerializer(escaped)] = None
+    """How conversations are written down: a file in Jinja, as Hugging Face has it, or a folder that holds a
+    `chat_template.jinja`; by default ChatML."""
 
 
 class Scale(Strict):
@@ -211,8 +216,8 @@ class Optimizer(Strict):
     """Muon's iteration: `polar_express` takes the best polynomial at each step (Amsel et al. 2025), `quintic`
     the same at all (Jordan et al. 2024)."""
     newton_schulz_steps: int | None = Field(default=None, ge=1, le=20)
-    """Its steps: fewer cost less, and leave small singular values small. By default 3 of `polar_express`, 5
-    of `quintic`."""
+    """Its steps: fewer cost less, and leave small singular values small. By default 3 of `polar_express` (at
+    most 4, beyond which bf16 has nothing left to lift), 5 of `quintic`."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Learning rate of embedding, head and vectors relative to the matrices'."""
     precondition_every: int = Field(default=10, ge=1)
@@ -244,7 +249,7 @@ class LearningRate(Strict):
     """Linear warm-up to a peak, then decay, as a pure function of the stage's clock."""
 
     shorthand: ClassVar[str | None] = "peak"
-    peak: float = Field(gt=0)
+    peak: float = Field(gt=0, lt=LARGEST_WEIGHT)
     """The highest value."""
     warmup: Warmup = Quantity(0, "%")
     """Length of the linear rise from 0."""
@@ -265,8 +270,8 @@ class Stage(Strict):
     Sequence length, batch and optimizer pass on to the next stage of the same objective unless stated.
     """
 
-    objective: Literal["next_token"] = "next_token"
-    """What is learnt."""
+    objective: Literal["next_token", "sft"] = "next_token"
+    """What is learnt: every next token of text, or, of conversations, the assistant's words."""
     data: Mixture
     """Sources and weights, or such mappings at positions: `{0%: {...}, 60%: {...}}`; or the way from one to
     the next: `{points: {0%: {...}, 100%: {...}}, between: linear}`."""
@@ -328,6 +333,10 @@ class Recipe(Strict):
         """The corpora that some stage reads, in the order in which they are written."""
         used = {source for stage in self.stages.values() for source in stage.sources()}
         return [name for name in self.corpora if name in used]
+
+    def conversations(self) -> set[str]:
+        """The corpora whose documents are conversations."""
+        return {name for name, corpus in self.corpora.items() if corpus.holds() == "chat"}
 
     def tokenizer_mixture(self) -> dict[str, float]:
         """Sources and weights of the text that the tokenizer is trained on; none where it is a file."""

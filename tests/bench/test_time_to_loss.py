@@ -26,6 +26,7 @@ def test_contestants_change_one_thing_after_another_and_keep_data_and_size():
     assert all(recipe.corpora == first.corpora for recipe in found.values())
     assert all(recipe.stages["pretrain"].data == first.stages["pretrain"].data for recipe in found.values())
     stages = {name: recipe.stages["pretrain"] for name, recipe in found.items()}
+    assert stages["SOAP in Muon's place"].optimizer.kind == "soap"
     assert stages["nanoGPT-style"].optimizer.kind == stages["architecture"].optimizer.kind == "adamw"
     assert {name for name, recipe in found.items() if recipe.precision == "fp32"} == {"nanoGPT-style"}
     assert {name for name, stage in stages.items() if stage.optimizer.kind == "muon"} == {
@@ -33,8 +34,8 @@ def test_contestants_change_one_thing_after_another_and_keep_data_and_size():
         "growing batch",
         "growing rows",
     }
-    assert [len(stage.batch_tokens.values) for stage in stages.values()] == [1, 1, 1, 1, 3, 3]
-    assert [len(stage.sequence_length.values) for stage in stages.values()] == [1, 1, 1, 1, 1, 2]
+    assert [len(stage.batch_tokens.values) for stage in stages.values()] == [1, 1, 1, 1, 3, 3, 1]
+    assert [len(stage.sequence_length.values) for stage in stages.values()] == [1, 1, 1, 1, 1, 2, 1]
 
 
 def run(bits, tokens):

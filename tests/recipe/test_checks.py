@@ -89,6 +89,10 @@ def test_what_does_not_fit_together(overrides, line):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["stages.pretrain.optimizer={kind: muon, newton_schulz_steps: 5}"], "newton_schulz_steps: 5 steps of polar_express magnify what bf16 rounds; take at most 4"),
+        (["stages.pretrain.learning_rate=1e308"], "stages.pretrain.learning_rate.peak: "),
+        (["stages.pretrain.optimizer={kind: adamw, weight_decay: 1e308}"], "and below 1e+06 is expected"),
+        (["corpora.sums={generate: addition}", "stages.pretrain.objective=sft", "stages.pretrain.data=sums"], "tokenizer.train_on: is missing: stage pretrain reads no text"),
         (["corpora.sums={generate: adition}"], "not 'adition'; did you mean addition?"),
         (["corpora.sums={generate: addition, npm: x}"], "corpora.sums.npm: addition reads no source; remove it"),
         (["corpora.sums={generate: definitions, npm: x, pypi: y}"], ": names npm and pypi; a corpus has one source"),

@@ -110,7 +110,7 @@ REFUSED = [
     (growing(64, 128, multiple=64), "multiple is for numbers with between: linear"),
     (growing(64, 128, between="linear", multiple=0), "multiple is a whole number of tokens"),
     ({"batch_tokens": {"points": {"0%": 64}, "between": "linear"}}, "needs at least two points"),
-    ({"z_loss": -1}, "a number of at least 0 is expected"),
+    ({"z_loss": -1}, "a number of at least 0 and below 1e.06 is expected"),
     ({"z_loss": {"10%": 1.0}}, "the first position must be 0"),
     ({"z_loss": {"points": 3}}, "points is a mapping"),
     ({"z_loss": {"points": {"0%": 1.0, "120%": 2.0}, "between": "linear"}}, "at most 100%"),

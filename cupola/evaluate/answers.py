@@ -1,0 +1,96 @@
+"""Bits per byte of what a model has learnt to answer: the code length of the answers in held-out
+conversations, given all that was said before them.
+
+Only tokens that the stage would learn are scored, an answer's stop token among them (whose bits count and
+which adds no bytes, as the delimiter of a text). Rows are read as training reads them, packed, so no token of
+another conversation is seen.
+"""
+
+import math
+from typing import cast
+
+import numpy as np
+import torch
+
+from cupola.corpus.tokenizer import Tokenizer
+from cupola.data.batch import IGNORED, Microbatch
+from cupola.data.store import TokenStore
+from cupola.display import Display
+from cupola.errors import CupolaError
+from cupola.evaluate.bits import BitsPerByte
+from cupola.models.stack import LanguageModel
+from cupola.objectives.cross_entropy import token_losses
+from cupola.parallel.device import Precision, autocast
+
+BATCH_TOKENS = 16_384
+
+
+@torch.no_grad()
+def answer_bits(
+    module: LanguageModel,
+    store: TokenStore,
+    tokenizer: Tokenizer,
+    *,
+    most_tokens: int | None = None,
+    precision: Precision = "fp32",
+    display: Display | None = None,
+    title: str = "answers",
+) -> BitsPerByte:
+    """Score the rows of a store of packed conversations.
+
+    Args:
+        module: read in eval mode, left as it was.
+        most_tokens: read only the first rows, which hold no more than so many tokens; at least one.
+        precision: "fp32" or "bf16" (autocast; losses are fp32 either way and summed in fp64).
+
+    Raises:
+        CupolaError: a loss is not finite.
+    """
+    length = store.row_length
+    assert length is not None
+    rows = store.documents if most_tokens is None else min(store.documents, max(1, most_tokens // length))
+    at_once = max(1, BATCH_TOKENS // length)
+    device = next(module.parameters()).device
+    sizes = _text_bytes(tokenizer)
+    nats, tokens, size = 0.0, 0, 0
+    was_training = module.training
+    module.eval()
+    try:
+        with (display or Display()).task(title, rows * length, "tokens") as task, autocast(device, precision):
+            for first in range(0, rows, at_once):
+                microbatch = _rows(store, first, min(first + at_once, rows))
+                scored = microbatch.targets[microbatch.targets != IGNORED]
+                nats += _nats(module, microbatch.to(device))
+                tokens += len(scored)
+                size += int(sizes[scored.numpy()].sum())
+                task.advance(microbatch.tokens.numel())
+    finally:
+        module.train(was_training)
+    if not math.isfinite(nats):
+        raise CupolaError(
+            "the held-out loss is not finite: the weights hold NaN or infinite values, or overflow"
+        )
+    return BitsPerByte(nats / math.log(2), size, tokens)
+
+
+def _text_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of text that each token stands for; none of a special token."""
+    special = set(tokenizer.special.values())
+    return np.array([0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.size)])
+
+
+def _rows(store: TokenStore, first: int, last: int) -> Microbatch:
+    """Rows with the delimiter before each, as `data.order` cuts them."""
+    length = store.row_length
+    assert length is not None
+    assert store.learnt is not None
+    places = np.arange(first, last)[:, None] * length + np.arange(-1, length)
+    tokens = store.tokens.take(places, mode="wrap").astype(np.int64)
+    return Microbatch.of_rows(tokens, store.delimiter, learnt=store.learnt.take(places, mode="wrap"))
+
+
+def _nats(module: LanguageModel, microbatch: Microbatch) -> float:
+    scored = microbatch.targets != IGNORED
+    hidden = module.hidden(microbatch.tokens, microbatch.documents)
+    head = cast(torch.Tensor, module.head_weight)
+    return float(token_losses(hidden[scored], head, microbatch.targets[scored]).double().sum())
