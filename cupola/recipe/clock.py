@@ -111,12 +111,12 @@ class Clock:
             start = self.boundary(self.step_count - int(settings.decay_over.amount))
         else:
             start = self.total - self.tokens_of(settings.decay_over)
-        if start < self.warmup:
+        if start < self.warmup - 1:  # two percentages that make up the stage may overlap by a token
             raise InputError(
                 f"warm-up and decay together are longer than the stage: the decay over {settings.decay_over} "
                 f"begins at {start:,} tokens, the warm-up ends at {self.warmup:,}; shorten either"
             )
-        return start
+        return max(start, self.warmup)
 
     def notes(self) -> list[str]:
         """What a person should hear of the batches: those that are no whole number of rows."""

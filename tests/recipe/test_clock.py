@@ -316,6 +316,14 @@ def test_warmup_and_decay_may_be_the_whole_stage_wherever_its_last_row_ends(toke
     assert 0 < clock.learning_rate(clock.boundary(clock.step_count - 1), clock.end) < 0.02
 
 
+@pytest.mark.parametrize("tokens", range(65, 130))
+@pytest.mark.parametrize("warmup", [10, 25, 50])
+def test_percentages_that_make_up_a_stage_fit_however_they_are_rounded(tokens, warmup):
+    settings = {"peak": 1.0, "warmup": f"{warmup}%", "decay": "linear", "decay_over": f"{100 - warmup}%"}
+    clock = Clock(stage(tokens=tokens, learning_rate=settings))
+    assert 0 <= clock.decay_start - clock.warmup <= 1
+
+
 @pytest.mark.parametrize("end", ["100%", "20480 tokens"])
 def test_a_way_may_end_where_the_stage_does(end):
     start = "0%" if end == "100%" else "0 tokens"

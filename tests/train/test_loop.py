@@ -47,7 +47,8 @@ class Store(SimpleNamespace):
     def of(cls, length: int, seed: int) -> "Store":
         steps = np.random.default_rng(seed).choice([1, 1, 1, 5], length)
         tokens = np.cumsum(steps).astype(np.uint16) % VOCABULARY
-        return cls(tokens=tokens, length=length, fingerprint=f"store {seed}", delimiter=0)
+        facts = {"fingerprint": f"store {seed}", "delimiter": 0, "row_length": None, "learnt": None}
+        return cls(tokens=tokens, length=length, **facts)
 
 
 STORES = {"a": Store.of(3000, 1), "b": Store.of(2000, 2)}
