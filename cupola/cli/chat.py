@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cupola.cli.options import emit, examples, given_text, json_option
+from cupola.cli.options import emit, examples, given_text, json_option, sampling_options
 from cupola.display import ConsoleDisplay
 from cupola.errors import InputError
 
@@ -29,25 +29,7 @@ COMMANDS = """\
 @click.option("--stage", metavar="NAME", help="Use this stage (default: the newest finished one).")
 @click.option("--prompt", metavar="TEXT", help="Ask this alone, and end.")
 @click.option("--system", metavar="TEXT", help="The system's message, before the first question.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.7,
-    show_default=True,
-    metavar="T",
-    help="0 always takes the likeliest token.",
-)
-@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Only the K likeliest tokens.")
-@click.option(
-    "--top-p",
-    type=click.FloatRange(min=0, min_open=True, max=1),
-    default=1.0,
-    show_default=True,
-    metavar="P",
-    help="Only the likeliest tokens that together reach this probability.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S")
+@sampling_options(max_tokens=256, temperature=0.7)
 @json_option
 def command(
     run: str,
@@ -72,7 +54,7 @@ def command(
     from cupola.generate.sampling import Sampling
     from cupola.pipeline.opening import open_run
 
-    Sampling(banned=frozenset(), **sampling)  # what it refuses is refused before anything is loaded
+    Sampling(**sampling)  # what it refuses is refused before anything is loaded
     display = ConsoleDisplay()
     opened = open_run(run, display, stage)
     if opened.objective != "sft":

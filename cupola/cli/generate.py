@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from cupola.cli.options import emit, examples, given_text, json_option, read_text, refuse_repeats
+from cupola.cli.options import (
+    emit,
+    examples,
+    given_text,
+    json_option,
+    read_text,
+    refuse_repeats,
+    sampling_options,
+)
 from cupola.display import ConsoleDisplay, Display
 
 
@@ -28,25 +36,7 @@ from cupola.display import ConsoleDisplay, Display
     help="What to continue; may be repeated; - is standard input, without its last newline.",
 )
 @click.option("--stage", metavar="NAME", help="Use this stage (default: the newest finished one).")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True, metavar="N")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.8,
-    show_default=True,
-    metavar="T",
-    help="0 always takes the likeliest token.",
-)
-@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Only the K likeliest tokens.")
-@click.option(
-    "--top-p",
-    type=click.FloatRange(min=0, min_open=True, max=1),
-    default=1.0,
-    show_default=True,
-    metavar="P",
-    help="Only the likeliest tokens that together reach this probability.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S")
+@sampling_options(max_tokens=200, temperature=0.8)
 @json_option
 def command(
     run: str,

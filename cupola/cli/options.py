@@ -6,9 +6,9 @@ of standard output is one JSON object.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +17,8 @@ from cupola.errors import InputError
 
 if TYPE_CHECKING:
     from cupola.recipe.quantity import Quantity
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 recipe_argument = click.argument("recipe", metavar="RECIPE")
 
@@ -34,6 +36,40 @@ json_option = click.option(
     is_flag=True,
     help="Print one JSON object as the last line of standard output.",
 )
+
+
+def sampling_options(max_tokens: int, temperature: float) -> Callable[[Command], Command]:
+    """`--max-tokens`, `--temperature`, `--top-k`, `--top-p` and `--seed`, with a command's own defaults."""
+    options = (
+        click.option(
+            "--max-tokens", type=click.IntRange(min=1), default=max_tokens, show_default=True, metavar="N"
+        ),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(min=0),
+            default=temperature,
+            show_default=True,
+            metavar="T",
+            help="0 always takes the likeliest token.",
+        ),
+        click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Only the K likeliest tokens."),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(min=0, min_open=True, max=1),
+            default=1.0,
+            show_default=True,
+            metavar="P",
+            help="Only the likeliest tokens that together reach this probability.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S"),
+    )
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def examples(*lines: str) -> str:

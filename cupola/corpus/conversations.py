@@ -95,14 +95,12 @@ def _encode_split(
         )
     rows = pack(np.array([len(item.ids) + 1 for item in found], dtype=np.int64), row_length)
     facts = {"text": gathered.name, "split": split, "conversations": len(found), "set_aside": dict(set_aside)}
-    sizes = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.size)])
-    sizes[list(tokenizer.special.values())] = 0
     with StoreWriter(target, tokenizer, facts, row_length) as writer:
         for first in range(0, len(rows), ROWS_AT_ONCE):
             tokens, learnt = _filled(
                 rows[first : first + ROWS_AT_ONCE], found, row_length, tokenizer.delimiter
             )
-            writer.append_rows(tokens, learnt, int(sizes[tokens[learnt]].sum()))
+            writer.append_rows(tokens, learnt, int(tokenizer.text_bytes[tokens[learnt]].sum()))
     if rows:
         share = sum(len(item.ids) + 1 for item in found) / (len(rows) * row_length)
         learnt_share = sum(int(item.mask.sum()) for item in found) / (len(rows) * row_length)

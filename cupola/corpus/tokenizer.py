@@ -189,6 +189,13 @@ class Tokenizer:
         return self._bytes[number]
 
     @cached_property
+    def text_bytes(self) -> np.ndarray:
+        """Bytes of text that each token stands for, (size,) int64; none of a special token."""
+        sizes = np.array([len(piece) for piece in self._bytes])
+        sizes[list(self.special.values())] = 0
+        return sizes
+
+    @cached_property
     def _bytes(self) -> list[bytes]:
         pieces = [REPLACEMENT.encode()] * self.size
         for token, number in self._reference.get_vocab(with_added_tokens=True).items():

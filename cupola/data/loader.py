@@ -146,9 +146,10 @@ class Reader:
         """Targets that count in rows, whoever's they are."""
         valid = int(rows["length"].sum())
         for source, learnt in enumerate(self.learnt):
-            if learnt is not None:
-                for row in rows[rows["source"] == source]:
-                    valid -= int(row["length"]) - int(_cut(learnt, row["offset"] + 1, row["length"]).sum())
+            mine = rows[rows["source"] == source]
+            if learnt is not None and len(mine):  # packed: all of one length
+                length = int(mine["length"][0])
+                valid -= int((ring_rows(learnt, mine["offset"], length + 1)[:, 1:] == 0).sum())
         return valid
 
     def _microbatches(self, rows: np.ndarray) -> Iterator[Microbatch]:
@@ -171,24 +172,23 @@ class Reader:
         for source, stream in enumerate(self.streams):
             mine = np.flatnonzero(rows["source"] == source)
             offsets = rows["offset"][mine]
-            whole = offsets + width <= len(stream)
-            if whole.any():
-                windows = np.lib.stride_tricks.sliding_window_view(stream, width)
-                tokens[mine[whole]] = windows[offsets[whole]]
-            for row, offset in zip(mine[~whole], offsets[~whole], strict=True):
-                tokens[row] = _cut(stream, offset, width)
+            tokens[mine] = ring_rows(stream, offsets, width)
             mask = self.learnt[source]
             if learnt is not None and mask is not None:
-                for row, offset in zip(mine, offsets, strict=True):
-                    learnt[row] = _cut(mask, offset, width)
+                learnt[mine] = ring_rows(mask, offsets, width)
         return Microbatch.of_rows(tokens, self.delimiter, rows["source"].copy(), learnt)
 
 
-def _cut(stream: np.ndarray, offset: int, width: int) -> np.ndarray:
-    """So many entries of a ring."""
-    if offset + width <= len(stream):
-        return stream[offset : offset + width]
-    return stream.take(np.arange(offset, offset + width), mode="wrap")
+def ring_rows(stream: np.ndarray, offsets: np.ndarray, width: int) -> np.ndarray:
+    """(rows, width) entries of a ring, from each offset on."""
+    found = np.empty((len(offsets), width), dtype=stream.dtype)
+    whole = offsets + width <= len(stream)
+    if whole.any():
+        windows = np.lib.stride_tricks.sliding_window_view(stream, width)
+        found[whole] = windows[offsets[whole]]
+    for row in np.flatnonzero(~whole):
+        found[row] = stream.take(np.arange(offsets[row], offsets[row] + width), mode="wrap")
+    return found
 
 
 def _matching(order: Order, name: str, stores: Mapping[str, Store]) -> Store:

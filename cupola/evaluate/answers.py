@@ -14,6 +14,7 @@ import torch
 
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.data.batch import IGNORED, Microbatch
+from cupola.data.loader import ring_rows
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError
@@ -51,7 +52,6 @@ def answer_bits(
     rows = store.documents if most_tokens is None else min(store.documents, max(1, most_tokens // length))
     at_once = max(1, BATCH_TOKENS // length)
     device = next(module.parameters()).device
-    sizes = _text_bytes(tokenizer)
     nats, tokens, size = 0.0, 0, 0
     was_training = module.training
     module.eval()
@@ -62,7 +62,7 @@ def answer_bits(
                 scored = microbatch.targets[microbatch.targets != IGNORED]
                 nats += _nats(module, microbatch.to(device))
                 tokens += len(scored)
-                size += int(sizes[scored.numpy()].sum())
+                size += int(tokenizer.text_bytes[scored.numpy()].sum())
                 task.advance(microbatch.tokens.numel())
     finally:
         module.train(was_training)
@@ -73,20 +73,14 @@ def answer_bits(
     return BitsPerByte(nats / math.log(2), size, tokens)
 
 
-def _text_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes of text that each token stands for; none of a special token."""
-    special = set(tokenizer.special.values())
-    return np.array([0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.size)])
-
-
 def _rows(store: TokenStore, first: int, last: int) -> Microbatch:
     """Rows with the delimiter before each, as `data.order` cuts them."""
     length = store.row_length
     assert length is not None
     assert store.learnt is not None
-    places = np.arange(first, last)[:, None] * length + np.arange(-1, length)
-    tokens = store.tokens.take(places, mode="wrap").astype(np.int64)
-    return Microbatch.of_rows(tokens, store.delimiter, learnt=store.learnt.take(places, mode="wrap"))
+    offsets = (np.arange(first, last) * length - 1) % store.length
+    tokens, learnt = (ring_rows(stream, offsets, length + 1) for stream in (store.tokens, store.learnt))
+    return Microbatch.of_rows(tokens.astype(np.int64), store.delimiter, learnt=learnt)
 
 
 def _nats(module: LanguageModel, microbatch: Microbatch) -> float:

@@ -22,7 +22,7 @@ from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision, default_device
 from cupola.paths import cache_root
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run, trained_again
-from cupola.pipeline.prepare import heldout_texts, prepare
+from cupola.pipeline.prepare import heldout_texts, prepare, row_length
 from cupola.pipeline.records import DONE, IMPORTED
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
@@ -164,9 +164,7 @@ def _row_length(folder: RunFolder, recipe: Recipe, stage: StageFolder) -> int:
     """The longest row of a stage; KeyError where the recipe has no such stage."""
     if imported := folder.facts().get(IMPORTED):
         return int(imported["sequence_length"])
-    lengths = recipe.stages[stage.name].sequence_length
-    assert lengths is not None
-    return max(lengths.values)
+    return row_length(recipe.stages[stage.name])
 
 
 def _find(
