@@ -82,7 +82,7 @@ def read(record: Mapping[str, Any]) -> Conversation:
         Unusable: it is in none of these formats, in two, or breaks a rule of theirs.
     """
     if not isinstance(record, Mapping):
-        raise Unusable("no object", f"a record has to be a JSON object, not {_shown(record)}")
+        raise Unusable("no object", f"a record has to be a JSON object, not {shown(record)}")
     given = {key: value for key, value in record.items() if value is not None}
     if "chosen" in given or "rejected" in given:
         raise Unusable("preference pair", "a record with chosen or rejected answers is no conversation")
@@ -94,8 +94,8 @@ def read(record: Mapping[str, Any]) -> Conversation:
     if len(found) > 1:
         raise Unusable("two formats at once", " besides ".join(" and ".join(keys) for keys in found))
     messages = READERS[found[0]](given)
-    _check_order(messages)
-    return Conversation(tuple(messages), _tools(given.get("tools")))
+    check_order(messages)
+    return Conversation(tuple(messages), tools_of(given.get("tools")))
 
 
 def as_json(conversation: Conversation) -> str:
@@ -120,21 +120,21 @@ def from_json(line: str) -> Conversation:
 
 
 def _read_messages(given: dict[str, Any]) -> list[Message]:
-    return _system(given) + _messages(given["messages"])
+    return system_message(given) + messages_of(given["messages"])
 
 
 def _read_sharegpt(given: dict[str, Any]) -> list[Message]:
-    return _system(given) + _messages(given["conversations"])
+    return system_message(given) + messages_of(given["conversations"])
 
 
 def _read_alpaca(given: dict[str, Any]) -> list[Message]:
-    turns = _system(given)
+    turns = system_message(given)
     for pair in _listed(given.get("history", []), "history"):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise Unusable("history of no pairs", f"{_shown(pair)} is not a question with its answer")
-        turns += [_message("user", pair[0]), _message("assistant", pair[1])]
-    question, extra = _text(given["instruction"]), _text(given.get("input", ""))
-    return [*turns, _message("user", f"{question}\n\n{extra}"), _message("assistant", given["output"])]
+            raise Unusable("history of no pairs", f"{shown(pair)} is not a question with its answer")
+        turns += [said("user", pair[0]), said("assistant", pair[1])]
+    question, extra = text_of(given["instruction"]), text_of(given.get("input", ""))
+    return [*turns, said("user", f"{question}\n\n{extra}"), said("assistant", given["output"])]
 
 
 def _read_completion(given: dict[str, Any]) -> list[Message]:
@@ -142,8 +142,8 @@ def _read_completion(given: dict[str, Any]) -> list[Message]:
     if isinstance(given.get("label"), bool):
         raise Unusable("preference label", "a prompt and completion with a label may be one not to learn")
     if isinstance(prompt, str) and isinstance(completion, str):
-        return [*_system(given), _message("user", prompt), _message("assistant", completion)]
-    return _system(given) + _messages(prompt) + _messages(completion)
+        return [*system_message(given), said("user", prompt), said("assistant", completion)]
+    return system_message(given) + messages_of(prompt) + messages_of(completion)
 
 
 READERS: dict[tuple[str, ...], Callable[[dict[str, Any]], list[Message]]] = {
@@ -155,25 +155,25 @@ READERS: dict[tuple[str, ...], Callable[[dict[str, Any]], list[Message]]] = {
 """The keys that tell a format -> its reader."""
 
 
-def _system(given: dict[str, Any]) -> list[Message]:
-    text = _text(given.get("system", ""))
+def system_message(given: dict[str, Any]) -> list[Message]:
+    text = text_of(given.get("system", ""))
     return [Message("system", text)] if text else []
 
 
-def _messages(value: Any) -> list[Message]:
-    return [_entry(entry) for entry in _listed(value, "messages")]
+def messages_of(value: Any) -> list[Message]:
+    return [message_of(entry) for entry in _listed(value, "messages")]
 
 
 def _listed(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise Unusable(f"{what} that are no list", _shown(value))
+        raise Unusable(f"{what} that are no list", shown(value))
     return list(value)
 
 
-def _entry(entry: Any) -> Message:
+def message_of(entry: Any) -> Message:
     """A message with role and content, or with from and value."""
     if not isinstance(entry, Mapping):
-        raise Unusable("message that is no object", _shown(entry))
+        raise Unusable("message that is no object", shown(entry))
     given = {key: value for key, value in entry.items() if value is not None}
     if ("role" in given or "content" in given) and ("from" in given or "value" in given):
         raise Unusable("two formats at once", f"a message has the keys {', '.join(sorted(given))}")
@@ -181,26 +181,26 @@ def _entry(entry: Any) -> Message:
     if lost is not None:
         raise Unusable("message with more than text", f"{lost}; write it into the content")
     if given.get("weight", 1) != 1:
-        raise Unusable("weighted message", f"weight {_shown(given['weight'])}; every answer counts alike")
+        raise Unusable("weighted message", f"weight {shown(given['weight'])}; every answer counts alike")
     if "role" not in given and "from" not in given:
-        raise Unusable("missing role", _shown(entry))
+        raise Unusable("missing role", shown(entry))
     if "content" not in given and "value" not in given:
-        raise Unusable("missing content", _shown(entry))
-    return _message(given.get("role", given.get("from")), given.get("content", given.get("value")))
+        raise Unusable("missing content", shown(entry))
+    return said(given.get("role", given.get("from")), given.get("content", given.get("value")))
 
 
-def _message(role: Any, content: Any) -> Message:
+def said(role: Any, content: Any) -> Message:
     known = ALIASES.get(role) if isinstance(role, str) else None
     if known is None:
-        raise Unusable("unknown role", f"{_shown(role)}; known are {', '.join(ALIASES)}")
-    text = _text(content)
+        raise Unusable("unknown role", f"{shown(role)}; known are {', '.join(ALIASES)}")
+    text = text_of(content)
     if known in ("user", "assistant") and not text.strip():
         # A system message or a tool's result may be empty and still mean something to a template.
         raise Unusable("empty answer" if known == "assistant" else "empty question", f"role {role}")
     return Message(known, text)
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
     """The text of a content, cleaned: a string, or a list of parts that are all text."""
     if isinstance(content, list | tuple) and content:
         parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
@@ -208,11 +208,11 @@ def _text(content: Any) -> str:
         if len(parts) == len(content) and all(isinstance(text, str) for text in texts):
             content = "".join(map(str, texts))
     if not isinstance(content, str):
-        raise Unusable("content that is no text", _shown(content))
+        raise Unusable("content that is no text", shown(content))
     return normalise_characters(content).strip("\n")
 
 
-def _check_order(messages: list[Message]) -> None:
+def check_order(messages: list[Message]) -> None:
     if not any(message.role == "assistant" for message in messages):
         raise Unusable("no assistant message", f"{len(messages)} messages, none of them an answer")
     before = ""
@@ -223,20 +223,20 @@ def _check_order(messages: list[Message]) -> None:
         before = message.role
 
 
-def _tools(value: Any) -> tuple[dict[str, Any], ...]:
+def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
     """Schemas of tools as plain JSON values."""
     try:
         if isinstance(value, str) and value:
             value = json.loads(value)
         plain = json.loads(valid_text(json.dumps(value or [], ensure_ascii=False, allow_nan=False)))
     except (TypeError, ValueError):
-        raise Unusable("tools that are no JSON", _shown(value)) from None
+        raise Unusable("tools that are no JSON", shown(value)) from None
     if not isinstance(plain, list) or not all(isinstance(tool, dict) for tool in plain):
-        raise Unusable("tools that are no list of objects", _shown(value))
+        raise Unusable("tools that are no list of objects", shown(value))
     return tuple(plain)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for a message of an error: short, on one line."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -66,8 +66,13 @@ class Encoded:
     mask: np.ndarray
 
 
-def encode(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversation) -> Encoded:
+def encode(
+    template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversation, answers_given: int = 0
+) -> Encoded:
     """The tokens of a conversation, none added at either end, and which of them to learn.
+
+    Args:
+        answers_given: the first so many messages of the assistant are given, and not learnt.
 
     Raises:
         Unusable: the template refuses the conversation, does not write its tools, or marks nothing in it.
@@ -77,7 +82,7 @@ def encode(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversat
     if conversation.tools and not template.reads_tools:
         raise Unusable("tools that the template does not write", f"{template.origin} does not name them")
     pieces = _write(template, tokenizer, conversation.messages, conversation.tools)
-    mask = pieces.covered()
+    mask = pieces.covered(answers_given)
     if not mask.any():
         raise Unusable("nothing to learn", f"{template.origin} marks no answer in it")
     return Encoded(pieces.ids, mask)
@@ -144,10 +149,10 @@ class _Pieces:
     text: str
     spans: tuple[tuple[int, int], ...]
 
-    def covered(self) -> np.ndarray:
-        """Which tokens have a character in one of the spans, (tokens,) bool."""
+    def covered(self, first: int = 0) -> np.ndarray:
+        """Which tokens have a character in one of the spans from the `first` on, (tokens,) bool."""
         mask = np.zeros(len(self.ids), dtype=bool)
-        for begin, end in self.spans:
+        for begin, end in self.spans[first:]:
             mask |= (self.ends > begin) & (self.starts < end)
         return mask
 

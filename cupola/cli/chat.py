@@ -57,7 +57,7 @@ def command(
     Sampling(**sampling)  # what it refuses is refused before anything is loaded
     display = ConsoleDisplay()
     opened = open_run(run, display, stage)
-    if opened.objective != "sft":
+    if not opened.answers:
         display.warn(
             f"stage {opened.stage} has learnt to continue text, not to answer; `cupola generate` suits it"
         )

@@ -49,7 +49,11 @@ def command(recipe: str, overrides: tuple[str, ...], no_data: bool, as_json: boo
     click.echo(f"{'stage':<12} {'first loss':>10} {'expected':>9} {'peak memory':>12} {'time':>8}")
     for stage in result.stages:
         click.echo(
-            f"{stage.name:<12} {stage.first_loss:>10.3f} {stage.expected_loss:>9.3f}"
+            f"{stage.name:<12} {stage.first_loss:>10.3f} {_loss(stage.expected_loss):>9}"
             f" {size(stage.peak_bytes):>12} {duration(stage.seconds):>8}"
         )
     click.echo(f"order fingerprint: {result.order_fingerprint or 'none without data'}")
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

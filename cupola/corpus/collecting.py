@@ -29,7 +29,7 @@ class _Taken:
 
     @property
     def lowest(self) -> int:
-        return min(section.hash for _, section in self.sections)
+        return min(section.key for _, section in self.sections)
 
 
 class _Repeats:
@@ -71,8 +71,8 @@ class Collector:
         self.taken_bytes = 0
         self.seen: set[int] = set()
         self.repeats = _Repeats()
-        self.candidate: _Taken | None = None
-        """The document with the lowest hash so far, kept back while nothing is held out."""
+        self.candidates: list[_Taken] = []
+        """The documents with the lowest key so far, kept back while nothing is held out."""
         self.any_heldout = heldout_share == 0
 
     @property
@@ -106,27 +106,34 @@ class Collector:
         elif is_heldout(taken.lowest, self.share):
             self.any_heldout = True
             self._write(taken)
-            if self.candidate:
-                self._write(self.candidate)
-                self.candidate = None
-        elif self.candidate is None or taken.lowest < self.candidate.lowest:
-            previous, self.candidate = self.candidate, taken
-            if previous:
-                self._write(previous)
+            self._write_candidates()
+        elif self.candidates and taken.lowest == self.candidates[0].lowest:
+            self.candidates.append(taken)
+        elif not self.candidates or taken.lowest < self.candidates[0].lowest:
+            self._write_candidates()
+            self.candidates = [taken]
         else:
             self._write(taken)
 
     def finish(self) -> None:
         """Write what was kept back; hold its lowest section out if there is any other text."""
-        if self.candidate:
-            alone = len(self.seen) == 1
-            self._write(self.candidate, None if alone else self.candidate.lowest)
-            self.candidate = None
+        if self.candidates:
+            alone = (
+                len(self.seen)
+                == sum(len(taken.sections) for taken in self.candidates)
+                == len(self.candidates)
+            )
+            self._write_candidates(None if alone else self.candidates[0].lowest)
+
+    def _write_candidates(self, forced: int | None = None) -> None:
+        for taken in self.candidates:
+            self._write(taken, forced)
+        self.candidates = []
 
     def _write(self, taken: _Taken, forced: int | None = None) -> None:
         run: list[tuple[int, Section]] = []
         for number, section in taken.sections:
-            out = section.hash == forced or is_heldout(section.hash, self.share)
+            out = section.key == forced or is_heldout(section.key, self.share)
             if run and (out or number != run[-1][0] + 1):
                 self._document(taken.read, run, "train")
                 run = []

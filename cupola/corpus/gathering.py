@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cupola.chat.records import VERSION as RECORDS
 from cupola.corpus import pool
 from cupola.corpus.built import only_one
 from cupola.corpus.cleaning import VERSION
@@ -43,7 +44,7 @@ from cupola.corpus.sources.packages import PackageSource
 from cupola.display import Display, count, duration, size
 from cupola.errors import CupolaError, InputError
 from cupola.paths import cache_root
-from cupola.recipe.corpora import KINDS, PACKAGES, Corpus
+from cupola.recipe.corpora import CALLED, KINDS, PACKAGES, Corpus
 from cupola.storage import MANIFEST, digest, new_folder, read_manifest, verify, write_json
 
 WARNINGS_SHOWN = 8
@@ -55,10 +56,10 @@ class Gathered:
 
     Attributes:
         path: folder with `train.parquet` and `heldout.parquet` (see `documents`).
-        facts: format (text or chat), documents and bytes of each split, dropped (documents by reason),
-            skipped_files (by reason), decoded (by rule, what was not UTF-8), licences (documents by note),
-            taken (source, fallback: bool, because), versions, cleaning; nothing_held_out (why), where that
-            is so.
+        facts: format (`recipe.corpora.Format`), documents and bytes of each split, dropped (documents by
+            reason), skipped_files (by reason), decoded (by rule, what was not UTF-8), licences (documents by
+            note), taken (source, fallback: bool, because), versions, cleaning; nothing_held_out (why), where
+            that is so.
     """
 
     path: Path
@@ -166,7 +167,12 @@ def _target(block: Corpus, inputs: Any) -> Path:
 def _code(corpus: Corpus) -> dict[str, int]:
     """Versions of the code that makes the text."""
     generates = any(block.generate for block in _chain(corpus))
-    return {"cleaning": VERSION, **({"generators": GENERATORS} if generates else {})}
+    versions = {"cleaning": VERSION}
+    if corpus.holds() != "text":
+        versions["records"] = RECORDS
+    if generates:
+        versions["generators"] = GENERATORS
+    return versions
 
 
 def _cached(block: Corpus, inputs: Any) -> bool:
@@ -211,7 +217,7 @@ def _note_nothing_held_out(name: str, block: Corpus, facts: dict[str, Any], disp
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    what = "conversations" if facts["format"] == "chat" else "documents"
+    what = CALLED[facts["format"]]
     text = f"{count(sum(facts['documents'].values()))} {what}, {size(sum(facts['bytes'].values()))}"
     dropped = sum(facts["dropped"].values())
     return text + (f" ({count(dropped)} dropped)" if dropped else "")

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from cupola.chat.conversation import Unusable, as_json, read
+from cupola.chat.conversation import Unusable
+from cupola.chat.records import LINES, opening
 from cupola.corpus.cleaning import clean, decode, is_binary
 from cupola.corpus.formats import without_compression
 from cupola.corpus.formats.html import declared_charset, html_to_text
@@ -162,9 +163,9 @@ def read_portion(portion: Portion, rules: Rules) -> Reading:
     reading = Reading(cost=portion.cost)
     for entry in portion.entries:
         try:
-            if rules.format == "chat":
+            if rules.format != "text":
                 for name, record in _records(portion, entry, reading):
-                    _keep_conversation(name, record, entry, reading)
+                    _keep_record(name, record, entry, rules.format, reading)
                 continue
             for name, text in _texts(portion, entry, rules, reading):
                 _keep(name, text, entry, rules, reading)
@@ -174,16 +175,16 @@ def read_portion(portion: Portion, rules: Rules) -> Reading:
     return reading
 
 
-def _keep_conversation(name: str, record: Any, entry: Entry, reading: Reading) -> None:
+def _keep_record(name: str, record: Any, entry: Entry, format: Format, reading: Reading) -> None:
     try:
-        line = as_json(read(record))
+        line = LINES[format](record)
     except Unusable as error:
         reading.dropped[error.reason] += 1
         named = reading.unusable.setdefault(error.reason, [])
         if len(named) < UNUSABLE_NAMED:
             named.append((name, str(error)))
         return
-    whole_line = [Section(line, text_hash(line))]
+    whole_line = [Section(line, text_hash(line), text_hash(opening(line)))]
     reading.documents.append(Read(name, entry.source, entry.licence, entry.format, whole_line, frozenset()))
 
 

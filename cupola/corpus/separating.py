@@ -6,8 +6,9 @@ be held out in one and in the training text of the other. Here such documents (o
 taken out of the training text, counted and said.
 
 Guarantees: no document or section whose words are held out by any of the sources is left in the training
-text of another that has the same document, or a beginning of it; nothing is added to any text. Found once
-for a set of sources and kept in the cache.
+text of another that has the same document, or a beginning of it, nor a conversation or pair of answers that
+begins with the same question; nothing is added to any text. Found once for a set of sources and kept in the
+cache.
 Costs: one pass over the training text, and 100 bytes of memory for each held-out document.
 """
 
@@ -18,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from cupola import storage
+from cupola.chat.records import opening
 from cupola.corpus.built import build_once
 from cupola.corpus.documents import Document, DocumentWriter, documents, totals
 from cupola.corpus.splitting import SECTION, cut_at_breaks, text_hash
@@ -25,7 +27,7 @@ from cupola.display import Display
 from cupola.errors import InputError
 from cupola.paths import cache_root
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same sources would be separated otherwise."""
 
 
@@ -34,7 +36,8 @@ def separate(gathered: Mapping[str, Path], display: Display, in_parts: bool = Tr
 
     Args:
         gathered: source -> folder of `cupola.corpus.documents`.
-        in_parts: long documents may lose a part; else (conversations) a document stays whole or goes.
+        in_parts: long documents may lose a part; else (records) a document stays whole, or goes where one
+            that begins with the same question is held out.
     """
     if len(gathered) < 2:
         return dict(gathered)
@@ -50,7 +53,8 @@ def separate(gathered: Mapping[str, Path], display: Display, in_parts: bool = Tr
 
 
 def _build(gathered: Mapping[str, Path], target: Path, in_parts: bool, display: Display) -> None:
-    heldout = {text_hash(d.text) for path in gathered.values() for d in documents(path, "heldout")}
+    key = text_hash if in_parts else _question_hash
+    heldout = {key(d.text) for path in gathered.values() for d in documents(path, "heldout")}
     dropped: dict[str, int] = {}
     whole = sum(totals(path, "train")[1] for path in gathered.values())
     with (
@@ -73,9 +77,13 @@ def _build(gathered: Mapping[str, Path], target: Path, in_parts: bool, display: 
                 _write(path, aside / name, heldout, in_parts)
 
 
+def _question_hash(line: str) -> int:
+    return text_hash(opening(line))
+
+
 def _without(document: Document, heldout: set[int], in_parts: bool) -> list[Document]:
     """The document, or what stands before, between and behind its parts that are held out."""
-    if text_hash(document.text) in heldout:
+    if (text_hash if in_parts else _question_hash)(document.text) in heldout:
         return []
     for parts in _cuts(document) if in_parts else ():
         out = [text_hash(part) in heldout for part in parts]

@@ -9,6 +9,8 @@ Guarantees:
 - A document of over 200 kB is decided section by section (about 50 kB, cut at blank lines), so that a book
   is held out in part. What is not held out of it stays together: its training pieces are the longest runs
   of sections, so long documents stay long.
+- Of conversations and pairs of answers the first question decides, so that all records which ask the same
+  are on one side.
 - If a source has two pieces or more and none fell below the share, the one with the lowest hash is held out.
 
 Costs one 8-byte hash a piece: about 100 bytes of memory for each document of a source while it is gathered.
@@ -30,10 +32,16 @@ _LINE_END = re.compile(r"\n+")
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A stretch of a document and the hash that decides its side."""
+    """A stretch of a document.
+
+    Attributes:
+        hash: of the text; equal ones are duplicates.
+        key: what decides its side; of text the same hash, of a record that of what it begins with.
+    """
 
     text: str
     hash: int
+    key: int
 
 
 def text_hash(text: str) -> int:
@@ -73,5 +81,10 @@ def cut_at_breaks(text: str, length: int) -> Iterator[str]:
 def sections(text: str) -> list[Section]:
     """The parts of a document that are held out or not by themselves; one, unless it is long."""
     if len(text) <= LONG_DOCUMENT:
-        return [Section(text, text_hash(text))]
-    return [Section(part, text_hash(part)) for part in cut_at_breaks(text, SECTION)]
+        return [_section(text)]
+    return [_section(part) for part in cut_at_breaks(text, SECTION)]
+
+
+def _section(text: str) -> Section:
+    value = text_hash(text)
+    return Section(text, value, value)

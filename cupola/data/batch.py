@@ -5,7 +5,8 @@ from 0, whatever document the row begins in. So the first word of a document is 
 delimiter, the last word predicts the delimiter, and every target is meaningful.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +19,44 @@ FILLER = -1
 
 
 @dataclass(frozen=True, eq=False)
+class Answers:
+    """The learnt targets of a microbatch, one row after the other, and which sequences they belong to.
+
+    Attributes:
+        places: (N,) int64, into the flattened targets.
+        sequences: (N,) int64, the number of each one's sequence among those with something to learn.
+        count: how many sequences those are.
+        figures: (N,) fp32 each: what an objective must know of every target beside it.
+    """
+
+    places: torch.Tensor
+    sequences: torch.Tensor
+    count: int
+    figures: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, targets: torch.Tensor, documents: torch.Tensor, figures: Mapping[str, np.ndarray] | None = None
+    ) -> "Answers":
+        """Those of rows of targets, (B, T) each; figures are cut likewise."""
+        length = targets.shape[1]
+        places = (targets.flatten() != IGNORED).nonzero().squeeze(1)
+        # A document's number grows within its row only.
+        keys = documents.flatten()[places].long() + places // length * (length + 1)
+        found, sequences = keys.unique(return_inverse=True)
+        chosen = {
+            name: torch.from_numpy(f.reshape(-1)[places.numpy()]) for name, f in (figures or {}).items()
+        }
+        return cls(places, sequences, len(found), chosen)
+
+    def to(self, device: torch.device | str) -> "Answers":
+        """The same on a device."""
+        places, sequences = (part.to(device, non_blocking=True) for part in (self.places, self.sequences))
+        figures = {name: part.to(device, non_blocking=True) for name, part in self.figures.items()}
+        return Answers(places, sequences, self.count, figures)
+
+
+@dataclass(frozen=True, eq=False)
 class Microbatch:
     """Rows of one forward and backward pass.
 
@@ -26,12 +65,14 @@ class Microbatch:
         targets: (B, T) int64: the token that follows; `IGNORED` where none counts.
         documents: (B, T) int32: number of the document within its row.
         sources: (B,) int64, numpy: index into `Order.names` of each row's source, or `FILLER`.
+        answers: where only some of the tokens are learnt, those; None where all are.
     """
 
     tokens: torch.Tensor
     targets: torch.Tensor
     documents: torch.Tensor
     sources: np.ndarray
+    answers: Answers | None = None
 
     @classmethod
     def of_rows(
@@ -40,6 +81,7 @@ class Microbatch:
         delimiter: int | None = None,
         sources: np.ndarray | None = None,
         learnt: np.ndarray | None = None,
+        figures: Mapping[str, np.ndarray] | None = None,
     ) -> "Microbatch":
         """Rows of tokens, each with one token more than its length, as a microbatch.
 
@@ -48,6 +90,7 @@ class Microbatch:
             delimiter: the token between documents; None if every row is one document.
             sources: (B,) index of each row's source, all 0 by default; targets of `FILLER` rows are ignored.
             learnt: (B, T + 1), which of the tokens count as targets; all by default.
+            figures: (B, T) fp32 each, for `Answers.figures`.
         """
         rows = torch.as_tensor(rows).long()
         # `contiguous` would give two views of the same memory where there is one row.
@@ -63,14 +106,16 @@ class Microbatch:
             documents = torch.zeros_like(tokens, dtype=torch.int32)
         else:
             documents = (tokens == delimiter).cumsum(dim=1, dtype=torch.int32)
-        return cls(tokens, targets, documents, sources)
+        answers = None if learnt is None else Answers.of(targets, documents, figures)
+        return cls(tokens, targets, documents, sources, answers)
 
     def to(self, device: torch.device | str) -> "Microbatch":
         """The same on a device; nothing is copied that is there already."""
         tokens, targets, documents = (
             part.to(device, non_blocking=True) for part in (self.tokens, self.targets, self.documents)
         )
-        return Microbatch(tokens, targets, documents, self.sources)
+        answers = None if self.answers is None else self.answers.to(device)
+        return Microbatch(tokens, targets, documents, self.sources, answers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +127,9 @@ class Batch:
         end: position at which it ends, and the next one begins.
         microbatches: this rank's, all ranks having as many, of the same shapes.
         tokens_by_source: tokens of each source in the whole batch, over all ranks; every source is listed.
-        valid_tokens: targets that count in the whole batch, over all ranks: what the loss is divided by.
+        valid_tokens: targets that count in the whole batch, over all ranks.
+        sequences: where only some tokens are learnt, sequences with some in the whole batch, over all ranks.
+        figures: what is to be reported of the batch, whoever made it.
     """
 
     start: int
@@ -90,3 +137,5 @@ class Batch:
     microbatches: list[Microbatch]
     tokens_by_source: dict[str, int]
     valid_tokens: int
+    sequences: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)

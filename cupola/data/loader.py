@@ -22,6 +22,9 @@ from cupola.data.batch import FILLER, Batch, Microbatch
 from cupola.data.order import ROW, Order, Store
 from cupola.errors import CupolaError, InputError
 
+Figures = Mapping[str, Mapping[str, np.ndarray]]
+"""Name -> source -> (tokens of its store,) fp32."""
+
 
 class Loader(Iterator[Batch]):
     """An iterator of the stage's batches from a position to its end; also a context manager.
@@ -34,6 +37,7 @@ class Loader(Iterator[Batch]):
         rank: this worker's number among the data-parallel workers.
         ranks: how many there are.
         prefetch: batches read ahead, at least 1.
+        figures: name -> source -> (tokens of its store,) fp32, for `Answers.figures`.
 
     Raises:
         InputError: a store is missing, is not the one that the order was made for, or was made with another
@@ -50,6 +54,7 @@ class Loader(Iterator[Batch]):
         rank: int = 0,
         ranks: int = 1,
         prefetch: int = 2,
+        figures: Figures | None = None,
     ) -> None:
         if not 0 <= rank < ranks:
             raise ValueError(f"rank {rank} of {ranks}")
@@ -60,7 +65,7 @@ class Loader(Iterator[Batch]):
         self.order = order
         self.position = position
         """Where the batch begins that comes next."""
-        reader = Reader(order, stores, microbatch_tokens, rank, ranks)
+        reader = Reader(order, stores, microbatch_tokens, rank, ranks, figures)
         batches = (reader.batch(start, end) for start, end in order.clock.steps(position))
         self._channel = _Channel(prefetch)
         # The thread knows the channel and the reader, not the loader, so that a forgotten loader is closed
@@ -113,7 +118,13 @@ class Reader:
     """Makes any batch of one rank's share; holds nothing that moves. Arguments as of `Loader`."""
 
     def __init__(
-        self, order: Order, stores: Mapping[str, Store], microbatch_tokens: int, rank: int, ranks: int
+        self,
+        order: Order,
+        stores: Mapping[str, Store],
+        microbatch_tokens: int,
+        rank: int,
+        ranks: int,
+        figures: Figures | None = None,
     ) -> None:
         chosen = {name: _matching(order, name, stores) for name in order.names}
         delimiters = {name: store.delimiter for name, store in chosen.items()}
@@ -127,6 +138,9 @@ class Reader:
         # Plain arrays over the same memory: indexing an np.memmap costs microseconds more.
         self.streams = [np.asarray(store.tokens) for store in chosen.values()]
         self.learnt = [None if s.learnt is None else np.asarray(s.learnt) for s in chosen.values()]
+        self.figures = {
+            name: [by_source[source] for source in order.names] for name, by_source in (figures or {}).items()
+        }
         self.delimiter = next(iter(delimiters.values()))
 
     def batch(self, start: int, end: int) -> Batch:
@@ -134,23 +148,29 @@ class Reader:
         rows = self.order.rows(start, end)
         by_source = np.bincount(rows["source"], weights=rows["length"], minlength=len(self.order.names))
         cuts = np.flatnonzero(np.diff(rows["length"])) + 1
+        valid, sequences = self._counts(rows)
         return Batch(
             start=start,
             end=end,
             microbatches=[m for group in np.split(rows, cuts) for m in self._microbatches(group)],
             tokens_by_source={n: int(t) for n, t in zip(self.order.names, by_source, strict=True)},
-            valid_tokens=self._valid(rows),
+            valid_tokens=valid,
+            sequences=sequences,
         )
 
-    def _valid(self, rows: np.ndarray) -> int:
-        """Targets that count in rows, whoever's they are."""
-        valid = int(rows["length"].sum())
+    def _counts(self, rows: np.ndarray) -> tuple[int, int]:
+        """Targets that count in rows, whoever's they are, and sequences with some."""
+        valid, sequences = int(rows["length"].sum()), 0
         for source, learnt in enumerate(self.learnt):
             mine = rows[rows["source"] == source]
             if learnt is not None and len(mine):  # packed: all of one length
-                length = int(mine["length"][0])
-                valid -= int((ring_rows(learnt, mine["offset"], length + 1)[:, 1:] == 0).sum())
-        return valid
+                width = int(mine["length"][0]) + 1
+                counts = ring_rows(learnt, mine["offset"], width)[:, 1:] != 0
+                valid -= int((~counts).sum())
+                opens = ring_rows(self.streams[source], mine["offset"], width)[:, :-1] == self.delimiter
+                # As numbers that grow over all rows: each row begins with a delimiter.
+                sequences += len(np.unique(opens.ravel().cumsum()[counts.ravel()]))
+        return valid, sequences
 
     def _microbatches(self, rows: np.ndarray) -> Iterator[Microbatch]:
         """This rank's share of rows of one length."""
@@ -166,7 +186,7 @@ class Reader:
     def _read(self, rows: np.ndarray) -> Microbatch:
         width = int(rows["length"][0]) + 1
         tokens = np.full((len(rows), width), self.delimiter, dtype=np.int32)
-        learnt = None
+        learnt, figures = None, {}
         if any(mask is not None for mask in self.learnt):
             learnt = np.ones((len(rows), width), dtype=np.uint8)
         for source, stream in enumerate(self.streams):
@@ -176,7 +196,30 @@ class Reader:
             mask = self.learnt[source]
             if learnt is not None and mask is not None:
                 learnt[mine] = ring_rows(mask, offsets, width)
-        return Microbatch.of_rows(tokens, self.delimiter, rows["source"].copy(), learnt)
+        for name, by_source in self.figures.items():
+            figures[name] = np.zeros((len(rows), width - 1), dtype=np.float32)
+            for source, figure in enumerate(by_source):
+                mine = np.flatnonzero(rows["source"] == source)
+                figures[name][mine] = ring_rows(figure, rows["offset"][mine], width)[:, 1:]
+        return Microbatch.of_rows(tokens, self.delimiter, rows["source"].copy(), learnt, figures)
+
+
+def packed_rows(
+    store: Store, first: int, last: int, figures: Mapping[str, np.ndarray] | None = None
+) -> Microbatch:
+    """Rows `first` to before `last` of a store of packed items, each with the delimiter before it, as
+    training reads them.
+
+    Args:
+        figures: (tokens of the store,) fp32 each, for `Answers.figures`.
+    """
+    length = store.row_length
+    assert length is not None
+    assert store.learnt is not None
+    offsets = (np.arange(first, last) * length - 1) % store.length
+    tokens, learnt = (ring_rows(stream, offsets, length + 1) for stream in (store.tokens, store.learnt))
+    cut = {name: ring_rows(figure, offsets, length + 1)[:, 1:] for name, figure in (figures or {}).items()}
+    return Microbatch.of_rows(tokens.astype(np.int64), store.delimiter, learnt=learnt, figures=cut)
 
 
 def ring_rows(stream: np.ndarray, offsets: np.ndarray, width: int) -> np.ndarray:

@@ -7,6 +7,8 @@ Costs: a bisection an item. Memory of a few numbers an item.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,3 +47,45 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
             insort(rooms, left)
         with_room[left].append(row)
     return rows
+
+
+class Filled(NamedTuple):
+    """Rows with their items in place.
+
+    Attributes:
+        tokens: (rows, row_length) int64; a delimiter after each sequence and in what is left.
+        learnt: (rows, row_length) bool.
+        owners: (rows, row_length) int64: which sequence, in the order in which they were put there, has a
+            token that is learnt; -1 of others.
+    """
+
+    tokens: np.ndarray
+    learnt: np.ndarray
+    owners: np.ndarray
+
+
+def fill(
+    rows: list[list[int]],
+    items: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
+    row_length: int,
+    delimiter: int,
+) -> Filled:
+    """The tokens of rows that `pack` made of items.
+
+    Args:
+        items: each of one or more sequences, with (tokens,) ids and a (tokens,) mask of what is learnt; an
+            item's length is that of its sequences and a delimiter after each.
+    """
+    tokens = np.full((len(rows), row_length), delimiter, dtype=np.int64)
+    learnt = np.zeros((len(rows), row_length), dtype=bool)
+    owners = np.full((len(rows), row_length), -1, dtype=np.int64)
+    sequence = 0
+    for number, row in enumerate(rows):
+        place = 0
+        for ids, mask in (part for index in row for part in items[index]):
+            end = place + len(ids)
+            tokens[number, place:end] = ids
+            learnt[number, place:end] = mask
+            owners[number, place:end][mask] = sequence
+            place, sequence = end + 1, sequence + 1
+    return Filled(tokens, learnt, owners)

@@ -9,12 +9,11 @@ another conversation is seen.
 import math
 from typing import cast
 
-import numpy as np
 import torch
 
 from cupola.corpus.tokenizer import Tokenizer
-from cupola.data.batch import IGNORED, Microbatch
-from cupola.data.loader import ring_rows
+from cupola.data.batch import Microbatch
+from cupola.data.loader import packed_rows
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError
@@ -33,6 +32,7 @@ def answer_bits(
     tokenizer: Tokenizer,
     *,
     most_tokens: int | None = None,
+    chosen_only: bool = False,
     precision: Precision = "fp32",
     display: Display | None = None,
     title: str = "answers",
@@ -42,6 +42,7 @@ def answer_bits(
     Args:
         module: read in eval mode, left as it was.
         most_tokens: read only the first rows, which hold no more than so many tokens; at least one.
+        chosen_only: of pairs, the chosen answers.
         precision: "fp32" or "bf16" (autocast; losses are fp32 either way and summed in fp64).
 
     Raises:
@@ -58,9 +59,12 @@ def answer_bits(
     try:
         with (display or Display()).task(title, rows * length, "tokens") as task, autocast(device, precision):
             for first in range(0, rows, at_once):
-                microbatch = _rows(store, first, min(first + at_once, rows))
-                scored = microbatch.targets[microbatch.targets != IGNORED]
-                nats += _nats(module, microbatch.to(device))
+                microbatch = packed_rows(store, first, min(first + at_once, rows))
+                answers = microbatch.answers
+                assert answers is not None
+                places = answers.places[answers.sequences % 2 == 0] if chosen_only else answers.places
+                scored = microbatch.targets.flatten()[places]
+                nats += _nats(module, microbatch.to(device), places.to(device))
                 tokens += len(scored)
                 size += int(tokenizer.text_bytes[scored.numpy()].sum())
                 task.advance(microbatch.tokens.numel())
@@ -73,18 +77,7 @@ def answer_bits(
     return BitsPerByte(nats / math.log(2), size, tokens)
 
 
-def _rows(store: TokenStore, first: int, last: int) -> Microbatch:
-    """Rows with the delimiter before each, as `data.order` cuts them."""
-    length = store.row_length
-    assert length is not None
-    assert store.learnt is not None
-    offsets = (np.arange(first, last) * length - 1) % store.length
-    tokens, learnt = (ring_rows(stream, offsets, length + 1) for stream in (store.tokens, store.learnt))
-    return Microbatch.of_rows(tokens.astype(np.int64), store.delimiter, learnt=learnt)
-
-
-def _nats(module: LanguageModel, microbatch: Microbatch) -> float:
-    scored = microbatch.targets != IGNORED
-    hidden = module.hidden(microbatch.tokens, microbatch.documents)
+def _nats(module: LanguageModel, microbatch: Microbatch, places: torch.Tensor) -> float:
+    hidden = module.hidden(microbatch.tokens, microbatch.documents).flatten(0, 1)[places]
     head = cast(torch.Tensor, module.head_weight)
-    return float(token_losses(hidden[scored], head, microbatch.targets[scored]).double().sum())
+    return float(token_losses(hidden, head, microbatch.targets.flatten()[places]).double().sum())

@@ -2,11 +2,21 @@
 
 from cupola.objectives.base import LossParts, Objective
 from cupola.objectives.next_token import NextToken
+from cupola.objectives.policy import PolicyGradient
+from cupola.objectives.preference import PreferencePairs
 from cupola.recipe.schema import Stage
 
-__all__ = ["LossParts", "NextToken", "Objective", "build"]
+__all__ = ["LossParts", "NextToken", "Objective", "PolicyGradient", "PreferencePairs", "build"]
 
 
-def build(stage: Stage) -> Objective:
-    """The objective of a stage, as it begins."""
+def build(stage: Stage, dry_run: bool = False) -> Objective:
+    """The objective of a stage, as it begins.
+
+    Args:
+        dry_run: what it compares the weights with is not there.
+    """
+    if stage.objective == "grpo":
+        return PolicyGradient(stage.policy, dry_run)
+    if stage.objective == "dpo":
+        return PreferencePairs(stage.preference, own_reference=dry_run)
     return NextToken(stage.z_loss.values[0], stage.document_mask)

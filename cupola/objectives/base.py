@@ -23,12 +23,14 @@ class LossParts:
         loss: what is reported as the loss, without regularisers; detached.
         metrics: further sums to report, divided by the normaliser like the loss; detached.
         loads: of each mixture of experts, how many tokens each expert got: (experts,) int64.
+        by_token: sums to report, divided by the targets of the batch that count, whatever divides the loss.
     """
 
     sum: Tensor
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     loads: tuple[Tensor, ...] = ()
+    by_token: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):
@@ -46,5 +48,5 @@ class Objective(Protocol):
     def loss(self, module: nn.Module, microbatch: Microbatch) -> LossParts:
         """The sums over one microbatch, from one forward pass."""
 
-    def expected_first_loss(self, vocabulary: int) -> float:
-        """The reported loss of freshly initialised weights."""
+    def expected_first_loss(self, vocabulary: int) -> float | None:
+        """The reported loss of freshly initialised weights; None where it has no one value."""

@@ -72,6 +72,43 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
+def token_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(hidden weight^T)[target] of each token, with a gradient for each, chunked as well.
+
+    What a loss makes of sums over whole answers (preferences, policies) is known only once all of them are
+    there, so the backward pass makes each chunk's logits a second time: four matrix products, not three.
+
+    Args:
+        hidden: (N, width); divided by a temperature, where there is one.
+        weight: (vocabulary, width).
+        targets: (N,) int64; negative ones are ignored.
+
+    Returns:
+        (N,) fp32; 0 where the target is ignored. To be differentiated once.
+    """
+    return _TokenLogProbabilities.apply(hidden, weight, targets, compute_dtype(hidden))
+
+
+class _TokenLogProbabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.dtype = dtype
+        with torch.autocast(hidden.device.type, enabled=False):
+            losses, _ = _Chunks(hidden, weight, targets, 0.0, dtype).run()
+        return losses.neg_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        with torch.autocast(hidden.device.type, enabled=False):
+            chunks = _Chunks(hidden, weight, targets, 0.0, ctx.dtype, -gradient)
+            chunks.run(*ctx.needs_input_grad[:2])
+        parts = (chunks.hidden_gradient, hidden), (chunks.weight_gradient, weight)
+        return *(None if part is None else part.to(whole.dtype) for part, whole in parts), None, None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -101,13 +138,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Chunks:
-    """One pass over the tokens; holds the buffers that all chunks share."""
+    """One pass over the tokens; holds the buffers that all chunks share.
+
+    The gradients are those of the sum over the tokens; with `factors` (N,) fp32, of what each loss times its
+    factor comes to.
+    """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, dtype: torch.dtype
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        dtype: torch.dtype,
+        factors: Tensor | None = None,
     ) -> None:
         self.hidden, self.weight = hidden.detach().to(dtype), weight.detach().to(dtype)
-        self.targets, self.z_loss = targets, z_loss
+        self.targets, self.z_loss, self.factors = targets, z_loss, factors
         self.hidden_gradient: Tensor | None = None
         self.weight_gradient: Tensor | None = None
         vocabulary = weight.shape[0]
@@ -138,7 +185,7 @@ class _Chunks:
                 block = slice(begin + first, min(begin + first + self.block_rows, begin + len(inputs)))
                 part = logits[first : first + self.block_rows]
                 losses[block], normalisers[block] = self._softmax(
-                    part, self.targets[block], hidden_gradient or weight_gradient
+                    part, block, hidden_gradient or weight_gradient
                 )
             if self.hidden_gradient is not None:
                 torch.mm(logits, self.weight, out=self.hidden_gradient[chunk])
@@ -146,8 +193,9 @@ class _Chunks:
                 self.weight_gradient = _add_product(self.weight_gradient, logits, inputs)
         return losses, normalisers
 
-    def _softmax(self, logits: Tensor, targets: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    def _softmax(self, logits: Tensor, block: slice, gradient: bool) -> tuple[Tensor, Tensor]:
         """Losses and log-normalisers of a block; with `gradient`, its logits become their gradients."""
+        targets = self.targets[block]
         valid = targets >= 0
         indices = targets.clamp(min=0)[:, None]
         chosen = logits.gather(1, indices).float()
@@ -164,8 +212,9 @@ class _Chunks:
         losses = torch.where(keep, normaliser - chosen, 0.0)
         normaliser = torch.where(keep, normaliser, 0.0)
         if gradient:
-            scale = keep * (1 + 2 * self.z_loss * normaliser)
-            probabilities.mul_(scale).scatter_add_(1, indices, -keep.float())
+            factor = keep.float() if self.factors is None else keep * self.factors[block, None]
+            scale = factor * (1 + 2 * self.z_loss * normaliser)
+            probabilities.mul_(scale).scatter_add_(1, indices, -factor)
             if exact is not logits:
                 logits.copy_(exact)
         return losses[:, 0], normaliser[:, 0]

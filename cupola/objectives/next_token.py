@@ -41,9 +41,11 @@ class NextToken:
         """One forward pass; the head and the loss together, so that the logits are never all there."""
         output = self.forward(module, microbatch)
         weight = cast(Tensor, module.head_weight)
-        total, cross_entropy, z = linear_cross_entropy(
-            output.hidden.flatten(0, 1), weight, microbatch.targets.flatten(), self.z_loss
-        )
+        hidden, targets = output.hidden.flatten(0, 1), microbatch.targets.flatten()
+        if microbatch.answers is not None:  # the head is spared what is not learnt
+            places = microbatch.answers.places
+            hidden, targets = hidden[places], targets[places]
+        total, cross_entropy, z = linear_cross_entropy(hidden, weight, targets, self.z_loss)
         metrics = {"z": z} if self.z_loss else {}
         if output.balance is not None:
             # A sum over all tokens, those that are not learnt too: here its mean counts as often as a loss.

@@ -30,7 +30,7 @@ class PassResult:
     Attributes:
         loss: the reported loss, divided by the normaliser.
         total: what was differentiated, divided by the normaliser.
-        metrics: the objective's further figures, divided likewise.
+        metrics: the objective's further figures, divided likewise, or by the batch's tokens.
         loads: of each mixture of experts, how many of the batch's tokens each expert got: (experts,) int64.
     """
 
@@ -52,14 +52,16 @@ class LocalEngine:
         self.module, self.precision, self.device = module, precision, torch.device(device)
 
     def forward_backward(
-        self, microbatches: Iterable[Microbatch], objective: Objective, normaliser: int
+        self, microbatches: Iterable[Microbatch], objective: Objective, normaliser: int, tokens: int = 1
     ) -> PassResult:
         """Add the gradient of the objective's sum over the microbatches, divided by `normaliser`.
 
         Args:
             normaliser: counted over the whole batch, all workers' parts included.
+            tokens: its targets that count, likewise.
         """
         sums: dict[str, Tensor] = {}
+        by_token: dict[str, Tensor] = {}
         loads: tuple[Tensor, ...] = ()
         self.module.train()
         with autocast(self.device, self.precision):
@@ -69,8 +71,10 @@ class LocalEngine:
                 with torch.autocast(self.device.type, enabled=False):
                     (parts.sum / normaliser).backward()
                 _add(sums, {"total": parts.sum.detach(), "loss": parts.loss, **parts.metrics})
+                _add(by_token, parts.by_token)
                 loads = tuple(map(torch.add, loads, parts.loads)) if loads else parts.loads
         means = {name: value / normaliser for name, value in sums.items()}
+        means |= {name: value / max(1, tokens) for name, value in by_token.items()}
         return PassResult(means.pop("loss"), means.pop("total"), means, loads)
 
     def compile(self) -> None:

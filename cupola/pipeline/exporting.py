@@ -79,5 +79,5 @@ def _write(opened: OpenRun, out: Path, dtype: Dtype, kind: Kind | None, display:
         opened.sequence_length,
         dtype,
         display,
-        template=opened.template if opened.objective == "sft" else None,
+        template=opened.template if opened.answers else None,
     )

@@ -12,11 +12,12 @@ from typing import Any
 
 from cupola import json_lines
 from cupola.display import Display
-from cupola.evaluate import BitsPerByte, answer_bits, choose_texts, combined, heldout_bits
+from cupola.evaluate import choose_texts, combined, heldout_bits
 from cupola.generate import answer, continue_texts
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision
 from cupola.pipeline.folder import StageFolder
+from cupola.pipeline.judging import Judge, Subject
 from cupola.pipeline.prepare import Prepared, heldout_texts, row_length
 from cupola.recipe.schema import Evaluate, Stage
 
@@ -39,13 +40,14 @@ class Observer:
         prepared: Prepared,
         module: LanguageModel,
         stage: Stage,
+        judge: Judge,
         precision: Precision,
         seed: int,
         display: Display,
     ) -> None:
         self.folder, self.settings, self.prepared, self.module = folder, settings, prepared, module
         self.sequence_length = row_length(stage)
-        self.conversations = prepared.heldout_answers(stage)
+        self.judge = judge
         self.precision, self.seed, self.display = precision, seed, display
         self._chosen: dict[str, list[str]] = {}
 
@@ -80,9 +82,11 @@ class Observer:
             precision=self.precision,
             display=self.display if whole else None,
         )
-        answers = self._answers(whole)
-        total = combined(answers or found)
-        sources = {**found, **answers}
+        limit, display = (None, self.display) if whole else (self.settings.tokens, None)
+        subject = Subject(self.module, self.prepared.tokenizer, self.precision, limit, display)
+        judged = self.judge.judge(subject)
+        total = combined(judged.bits or found)
+        sources = {**found, **judged.bits}
         result = {
             "step": step,
             "tokens": tokens,
@@ -90,29 +94,17 @@ class Observer:
             "bits_per_byte": total.facts()["bits_per_byte"],
             "bytes": total.bytes,
             "sources": {source: bits.facts() for source, bits in sources.items()},
+            "metrics": judged.metrics,
         }
         json_lines.append(self.folder.evaluations, result)
         by_source = ", ".join(f"{source} {bits.bits_per_byte:.3f}" for source, bits in sources.items())
-        what = "held-out answers" if answers else "held out"
-        self.display.say(f"  step {step}: {what} {total.bits_per_byte:.3f} bits per byte ({by_source})")
+        what = "held-out answers" if judged.bits else "held out"
+        more = f"; {judged.said}" if judged.said else ""
+        self.display.say(f"  step {step}: {what} {total.bits_per_byte:.3f} bits per byte ({by_source}){more}")
         return result
 
-    def _answers(self, whole: bool) -> dict[str, BitsPerByte]:
-        return {
-            source: answer_bits(
-                self.module,
-                store,
-                self.prepared.tokenizer,
-                most_tokens=None if whole else self.settings.tokens,
-                precision=self.precision,
-                display=self.display if whole else None,
-                title=f"held-out answers of {source}",
-            )
-            for source, store in self.conversations.items()
-        }
-
     def _sample(self, step: int, tokens: int) -> None:
-        samples = self._answered() if self.conversations else self._continued()
+        samples = self._answered() if self.judge.stores else self._continued()
         for sample in samples:
             json_lines.append(self.folder.samples, {"step": step, "tokens": tokens, **sample})
         for sample in samples[:1]:
@@ -135,7 +127,7 @@ class Observer:
         """Answers to what the first held-out conversations of each source begin with."""
         opened = [
             opening
-            for source in self.conversations
+            for source in self.judge.stores
             for opening in self.prepared.heldout_openings(source, QUESTIONS)
         ]
         answered = answer(

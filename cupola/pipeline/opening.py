@@ -33,7 +33,7 @@ class OpenRun:
     """A model ready to read or write text, and where it comes from.
 
     Attributes:
-        objective: what its stage has learnt; next_token of an imported model.
+        answers: whether its stage has learnt from conversations.
         template: how conversations are written down.
         sequence_length: the longest row that its stage was trained with.
         precision: "fp32" or "bf16", as the run was trained.
@@ -47,7 +47,7 @@ class OpenRun:
     tokenizer: Tokenizer
     template: ChatTemplate
     module: LanguageModel
-    objective: str
+    answers: bool
     sequence_length: int
     precision: Precision
     device: torch.device
@@ -109,7 +109,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         tokenizer=tokenizer,
         template=_template(folder),
         module=module,
-        objective="next_token" if folder.imported else recipe.stages[stage_folder.name].objective,
+        answers=not folder.imported and recipe.stages[stage_folder.name].reads != "text",
         sequence_length=length,
         precision=folder.fact("decisions")["precision"],
         device=device,

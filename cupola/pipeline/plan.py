@@ -8,7 +8,7 @@ key contains its parent's.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cupola import storage
 from cupola.checkpoint.verifying import any_verified, verify
@@ -18,6 +18,7 @@ from cupola.pipeline.folder import RunFolder, StageFolder
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.records import DONE
 from cupola.recipe.schema import Recipe, Stage
+from cupola.train.rewards import code_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PlannedStage:
     Attributes:
         number: its place in the recipe, from 1.
         key: digest of its settings, sources, tokenizer, model, seed, precision and its parent's key.
-        parent: the folder of the stage before, or None.
+        parent: the folder of the stage whose weights it begins with, or None.
         action: leave it alone, resume it, or begin it.
     """
 
@@ -66,17 +67,19 @@ def plan_stages(
         names: the stages to run, the first ones of the recipe.
     """
     planned: list[PlannedStage] = []
-    parent_key, parent = "", None
+    keys: dict[str, str] = {}
+    folders: dict[str, StageFolder] = {}
     for number, (name, stage) in enumerate(recipe.stages.items(), start=1):
-        key = _key(recipe, name, stage, prepared, precision, parent_key)
-        stage_folder = folder.stage(number, name)
+        parent = recipe.parent_of(name)
+        key = keys[name] = _key(recipe, name, stage, prepared, precision, keys[parent] if parent else "")
+        stage_folder = folders[name] = folder.stage(number, name)
         action = _action(stage_folder, key, display)
         if action == "begin" and stage_folder.facts():
             _set_aside(folder, stage_folder, "its settings, data or parent changed", display)
         elif action == "begin" and _is_lost(folder, name):
             display.warn(f"stage {name}: {stage_folder.path} is gone; it is trained again from its beginning")
-        planned.append(PlannedStage(number, name, stage, key, stage_folder, parent, action))
-        parent_key, parent = key, stage_folder
+        begins_from = folders[parent] if parent else None
+        planned.append(PlannedStage(number, name, stage, key, stage_folder, begins_from, action))
     belonging = {stage.folder.path for stage in planned}
     for stranger in folder.stages():
         if stranger.path not in belonging:
@@ -100,20 +103,21 @@ def _is_lost(folder: RunFolder, name: str) -> bool:
 
 
 def _with_sound_checkpoints(planned: list[PlannedStage], display: Display) -> list[PlannedStage]:
-    """A finished stage that the run ends with, or from which the next one begins, is verified in full; if it
-    is damaged, it is done again from what is left of it."""
+    """A finished stage that the run ends with, or from which another has yet to begin, is verified in full;
+    if it is damaged, it is done again from what is left of it."""
     sound = list(planned)
-    needed = True
+    needed = {sound[-1].name} if sound else set()
     for index in reversed(range(len(sound))):
         stage = sound[index]
-        if stage.action == "unchanged" and needed:
+        if stage.action == "unchanged" and stage.name in needed:
             try:
                 with display.task(f"verifying the checkpoint of stage {stage.name}"):
                     verify(final_checkpoint(stage.folder))
             except CupolaError as error:
                 _warn_of_damage(stage.name, error, display)
                 stage = sound[index] = replace(stage, action="resume")
-        needed = stage.action != "unchanged" and not any_verified(stage.folder.checkpoints)
+        if stage.parent and stage.action != "unchanged" and not any_verified(stage.folder.checkpoints):
+            needed.add(stage.parent.name)
     return sound
 
 
@@ -126,12 +130,20 @@ def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision:
             "precision": precision,
             "tokenizer": prepared.tokenizer.fingerprint,
             "name": name,
-            "stage": stage.model_dump(mode="json"),
+            "stage": _shaping(stage),
             "sources": {name: store.fingerprint for name, store in prepared.train_stores(stage).items()},
             "parent": parent,
-            **({"template": prepared.template.fingerprint} if stage.objective == "sft" else {}),
+            **({"template": prepared.template.fingerprint} if stage.reads != "text" else {}),
         }
     )
+
+
+def _shaping(stage: Stage) -> dict[str, Any]:
+    """The stage's settings that have an effect, and the code of its rewards; whose weights it begins with is
+    in its parent's key."""
+    apart = {"parent": None, "preference": stage.objective == "dpo", "policy": stage.samples}
+    settings = stage.model_dump(mode="json", exclude={key for key, counts in apart.items() if not counts})
+    return settings | ({"rewards": code_of(stage.policy.rewards)} if stage.samples else {})
 
 
 def _action(folder: StageFolder, key: str, display: Display) -> Literal["unchanged", "resume", "begin"]:

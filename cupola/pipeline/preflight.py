@@ -14,22 +14,26 @@ from typing import Any
 import torch
 
 from cupola import objectives, optim
-from cupola.data.batch import Microbatch
+from cupola.data.batch import Batch, Microbatch
 from cupola.data.loader import Reader
 from cupola.data.order import Order
 from cupola.display import Display, size
 from cupola.errors import CupolaError
+from cupola.generate import generate
 from cupola.models import build
-from cupola.parallel.device import peak_memory, reset_peak_memory, synchronize, total_memory
+from cupola.models.stack import LanguageModel
+from cupola.parallel.device import autocast, peak_memory, reset_peak_memory, synchronize, total_memory
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
-from cupola.pipeline.prepare import Prepared
+from cupola.pipeline.prepare import Prepared, row_length
 from cupola.pipeline.stage import stage_clock, stage_notes, stage_order
 from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Recipe, Stage
 from cupola.storage import digest
 
 TOLERANCE = 0.03
+SAMPLED_ROWS, SAMPLED_AFTER, SAMPLED_TOKENS = 64, 16, 8
+"""Answers, question's tokens and answer's tokens of the measurement of sampling."""
 OVERFIT_STEPS = 60
 OVERFIT_SHARE = 0.6
 OVERFIT_TOKENS = 256
@@ -42,7 +46,7 @@ class StageCheck:
 
     name: str
     first_loss: float
-    expected_loss: float
+    expected_loss: float | None
     peak_bytes: int
     seconds: float
     epochs: dict[str, float] = field(default_factory=dict)
@@ -80,10 +84,11 @@ def preflight(recipe: Recipe, prepared: Prepared | None, decisions: Decisions, d
             task.note(name)
             clock, order = _clock_and_order(recipe, name, stage, prepared)
             checks.append(_check_stage(recipe, name, stage, clock, order, prepared, decisions))
-            notes += stage_notes(name, clock, order)
+            if not stage.samples:  # questions are meant to be asked again
+                notes += stage_notes(name, clock, order)
+                warnings += order.warnings() if order else []
             if order is not None:
                 fingerprints.append(order.fingerprint())
-                warnings += order.warnings()
             task.advance()
         task.note("one batch by heart")
         _overfit(recipe, decisions, checks[0])
@@ -104,7 +109,7 @@ def _check_stage(
     reset_peak_memory(device)
     module = build(recipe.model, decisions.vocabulary, recipe.seed, device)
     optimizer = optim.build(module, stage.optimizer)
-    objective = objectives.build(stage)
+    objective = objectives.build(stage, dry_run=True)
     engine = LocalEngine(module, decisions.precision, device)
     microbatches = _first_microbatches(prepared, stage, clock, order, decisions)
     tokens_per_second, losses = {}, []
@@ -122,13 +127,27 @@ def _check_stage(
     peak = peak_memory(device)
     expected = objective.expected_first_loss(decisions.vocabulary)
     _judge(name, losses[0], expected, peak, device)
+    if stage.samples:
+        longest = stage.policy.completions * stage.policy.max_completion_length
+        each = 1 / tokens_per_second[1] + _sampling_seconds(module, decisions)
+        tokens_per_second = {
+            1: 1 / (each * longest)
+        }  # on the stage's clock: questions, answered at full length
     seconds = _stage_seconds(clock, tokens_per_second, step_seconds)
     epochs = order.epochs_of(clock.end) if order else {}
     return StageCheck(name, losses[0], expected, peak, seconds, epochs)
 
 
-def _judge(name: str, loss: float, expected: float, peak: int, device: torch.device) -> None:
-    if not abs(loss - expected) <= TOLERANCE * expected:
+def _sampling_seconds(module: LanguageModel, decisions: Decisions) -> float:
+    """Of one token, many answers at a time."""
+    begun = time.perf_counter()
+    with autocast(torch.device(decisions.device), decisions.precision):
+        generate(module, [[1] * SAMPLED_AFTER] * SAMPLED_ROWS, SAMPLED_TOKENS)
+    return (time.perf_counter() - begun) / (SAMPLED_ROWS * SAMPLED_TOKENS)
+
+
+def _judge(name: str, loss: float, expected: float | None, peak: int, device: torch.device) -> None:
+    if expected is not None and not abs(loss - expected) <= TOLERANCE * expected:
         raise CupolaError(
             f"check {name}: the first loss is {loss:.3f}, but a fresh model's is {expected:.3f} to within"
             f" {TOLERANCE:.0%}; model.init_std is the usual cause"
@@ -144,8 +163,8 @@ def _clock_and_order(
     recipe: Recipe, name: str, stage: Stage, prepared: Prepared | None
 ) -> tuple[Clock, Order | None]:
     if prepared is None:
-        return Clock(stage, epoch_tokens=10**9), None
-    stores = prepared.train_stores(stage)
+        return Clock(stage.on_clock(), epoch_tokens=10**9), None
+    stores = prepared.train_sources(stage)
     clock = stage_clock(stage, stores)
     return clock, stage_order(recipe, name, stage, stores, clock)
 
@@ -159,26 +178,35 @@ def _first_microbatches(
         length = clock.sequence_length(position)
         if length in found:
             continue
-        if order is None or prepared is None:
-            rows = max(1, min(boundary - position, decisions.microbatch_tokens) // length)
+        if order is None or prepared is None or stage.samples:
+            row = row_length(stage) if stage.samples else length
+            wanted = decisions.microbatch_tokens if stage.samples else boundary - position
+            rows = max(1, min(wanted, decisions.microbatch_tokens) // row)
             generator = torch.Generator().manual_seed(position)
-            tokens = torch.randint(decisions.vocabulary, (rows, length + 1), generator=generator)
-            found[length] = Microbatch.of_rows(tokens)
+            tokens = torch.randint(1, decisions.vocabulary, (rows, row + 1), generator=generator)
+            found[length] = Microbatch.of_rows(tokens) if stage.reads == "text" else _two_answers(tokens)
             continue
         reader = Reader(order, prepared.train_stores(stage), decisions.microbatch_tokens, rank=0, ranks=1)
         found[length] = reader.batch(position, boundary).microbatches[0]
     return found
 
 
+def _two_answers(tokens: torch.Tensor) -> Microbatch:
+    """Rows of two sequences each, all of which is learnt, with token 0 between them."""
+    tokens[:, 0] = tokens[:, tokens.shape[1] // 2] = 0
+    return Microbatch.of_rows(tokens, delimiter=0, learnt=(tokens != 0).numpy())
+
+
 def _timed_pass(
     engine: LocalEngine, objective: objectives.Objective, microbatch: Microbatch, device: torch.device
 ) -> tuple[float, float]:
     """Seconds of a forward and backward pass (the second of two, the first one warms up), and the loss."""
-    normaliser = int((microbatch.targets >= 0).sum())
+    sequences = microbatch.answers.count if microbatch.answers else 0
+    batch = Batch(0, 0, [microbatch], {}, int((microbatch.targets >= 0).sum()), sequences)
     for _ in range(2):
         synchronize(device)
         begun = time.perf_counter()
-        result = engine.forward_backward([microbatch], objective, normaliser)
+        result = engine.forward_backward([microbatch], objective, objective.normaliser(batch))
         loss = float(result.loss)
         seconds = time.perf_counter() - begun
     return seconds, loss
@@ -200,7 +228,7 @@ def _overfit(recipe: Recipe, decisions: Decisions, check: StageCheck) -> None:
     stage = next(iter(recipe.stages.values()))
     module = build(recipe.model, decisions.vocabulary, recipe.seed, device)
     engine = LocalEngine(module, decisions.precision, device)
-    objective = objectives.build(stage)
+    objective = objectives.NextToken()
     optimizer = torch.optim.AdamW(module.parameters(), lr=OVERFIT_LEARNING_RATE, weight_decay=0.0)
     assert stage.sequence_length is not None
     length = min(OVERFIT_TOKENS // 2, min(stage.sequence_length.values))

@@ -1,20 +1,22 @@
 """From a recipe's corpora to token stores: gather, train the tokenizer, encode. All of it from the cache
 when nothing has changed.
 
-Text is stored once; conversations once for each row length that a stage packs them into.
+Text is stored once; conversations and pairs once for each row length that a stage packs them into.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cupola.chat.conversation import Message, from_json
+from cupola.chat import conversation, preference
+from cupola.chat.conversation import Message
 from cupola.chat.template import ChatTemplate, load_template
 from cupola.corpus import documents, gather
-from cupola.corpus.conversations import encode_conversations
+from cupola.corpus.documents import Split
 from cupola.corpus.encoding import encode_source
+from cupola.corpus.records import Writing, encode_records
 from cupola.corpus.separating import separate
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.corpus.tokenizer_training import train_for
@@ -22,8 +24,10 @@ from cupola.data.store import TokenStore
 from cupola.display import Display, count
 from cupola.errors import InputError
 from cupola.paths import cache_root
+from cupola.pipeline.asking import read_questions
 from cupola.recipe.schema import Recipe, Stage
 from cupola.storage import read_manifest
+from cupola.train.questions import Questions
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,10 @@ class Prepared:
         template: how conversations are written down.
         gathered: source -> folder of clean text.
         stores: source of text -> folder of its two token stores.
-        packed: source of conversations and row length -> folder of its two token stores.
+        packed: source of conversations or pairs, and row length -> folder of its two token stores.
         vocabulary: rows of embedding and head.
         facts: for the run's record: what each source took, documents, bytes, tokens, fingerprint.
+        generators: source -> the program that makes it, if one does.
     """
 
     tokenizer: Tokenizer
@@ -46,21 +51,47 @@ class Prepared:
     stores: dict[str, Path]
     packed: dict[tuple[str, int], Path]
     facts: dict[str, Any]
+    generators: Mapping[str, str | None]
+
+    def train_sources(self, stage: Stage) -> Mapping[str, TokenStore | Questions]:
+        """What a stage's data order draws from, by source: stores, or the questions that it answers."""
+        return self.questions(stage, "train") if stage.samples else self.train_stores(stage)
+
+    def questions(self, stage: Stage, split: Split, display: Display | None = None) -> dict[str, Questions]:
+        """The questions of a stage that answers them, by source; those that leave room for an answer."""
+        longest = row_length(stage) - stage.policy.max_completion_length
+        return {
+            source: read_questions(
+                source,
+                self.gathered[source],
+                split,
+                self.tokenizer,
+                self.template,
+                longest,
+                self.generators[source],
+                display,
+            )
+            for source in stage.sources()
+        }
 
     def train_stores(self, stage: Stage) -> dict[str, TokenStore]:
         """The stores that a stage reads, by source."""
         return {source: TokenStore(self._folder(stage, source) / "train") for source in stage.sources()}
 
-    def heldout_answers(self, stage: Stage) -> dict[str, TokenStore]:
-        """The held-out conversations of a stage that learns from some, by source."""
-        chats = [source for source in stage.sources() if source not in self.stores]
-        return {source: TokenStore(self._folder(stage, source) / "heldout") for source in chats}
+    def heldout_stores(self, stage: Stage) -> dict[str, TokenStore]:
+        """The held-out conversations or pairs of a stage that learns from some, by source."""
+        packed = [source for source in stage.sources() if source not in self.stores]
+        return {source: TokenStore(self._folder(stage, source) / "heldout") for source in packed}
 
     def heldout_openings(self, source: str, number: int) -> list[tuple[Message, ...]]:
-        """Of the first held-out conversations of a source, what is said before the first answer."""
+        """What is said before the first answer in the first held-out conversations of a source, or before
+        either answer of its pairs."""
+        lines = [d.text for d in itertools.islice(documents(self.gathered[source], "heldout"), number)]
+        if self.facts[source]["format"] == "preference":
+            return [preference.from_json(line).prompt for line in lines]
         found = []
-        for document in itertools.islice(documents(self.gathered[source], "heldout"), number):
-            messages = from_json(document.text).messages
+        for line in lines:
+            messages = conversation.from_json(line).messages
             first = next(i for i, message in enumerate(messages) if message.role == "assistant")
             found.append(messages[:first])
         return found
@@ -94,7 +125,7 @@ def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 
 def row_length(stage: Stage) -> int:
-    """The longest row of a stage; the only one, where it learns from conversations."""
+    """The longest row of a stage; the only one, where its rows are packed."""
     assert stage.sequence_length is not None
     return max(stage.sequence_length.values)
 
@@ -105,24 +136,21 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
     mixture = recipe.tokenizer_mixture()
     wanted = [*sources, *(name for name in mixture if name not in sources)]
     gathered = {name: gather(name, recipe.corpora[name], display) for name in wanted}
-    chats = recipe.conversations()
-    texts = separate({name: item.path for name, item in gathered.items() if name not in chats}, display)
-    spoken = {name: item.path for name, item in gathered.items() if name in chats}
-    spoken = separate(spoken, display, in_parts=False)
+    formats = {name: corpus.holds() for name, corpus in recipe.corpora.items()}
+    texts = {name: item.path for name, item in gathered.items() if formats[name] == "text"}
+    records = {name: item.path for name, item in gathered.items() if formats[name] != "text"}
+    texts, records = separate(texts, display), separate(records, display, in_parts=False)
     tokenizer = train_for(recipe.tokenizer, texts, mixture, display)
     _check_vocabulary(recipe, tokenizer)
     template = load_template(recipe.tokenizer.chat_template)
     stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources if name in texts}
+    wanted_rows = {(name, row_length(stage)) for stage in recipe.stages.values() for name in stage.sources()}
     packed = {
-        (name, length): encode_conversations(spoken[name], tokenizer, template, length, display, name)
-        for name, length in sorted(
-            {
-                (n, row_length(stage))
-                for stage in recipe.stages.values()
-                for n in stage.sources()
-                if n in chats
-            }
+        (name, length): encode_records(
+            records[name], Writing(tokenizer, template, formats[name], length), display, name
         )
+        for name, length in sorted(wanted_rows)
+        if name in records
     }
     folders = {**stores, **{name: folder for (name, _), folder in packed.items()}}
     facts = {}
@@ -133,4 +161,5 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
             each = store.bytes / store.length
             display.say(f"{name}: {count(store.length)} tokens, {each:.2f} bytes per token")
     rows = recipe.model.rows(tokenizer.size)
-    return Prepared(tokenizer, template, rows, {**texts, **spoken}, stores, packed, facts)
+    generators = {name: recipe.corpora[name].generate for name in sources}
+    return Prepared(tokenizer, template, rows, {**texts, **records}, stores, packed, facts, generators)

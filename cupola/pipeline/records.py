@@ -116,6 +116,7 @@ class TrainedRecord(DoneRecord):
     final_loss: float | None
     heldout_bits_per_byte: float | None
     heldout: dict[str, dict[str, Any]]
+    metrics: dict[str, float] = ABSENT
 
 
 def run_fault(value: Any) -> str | None:

@@ -48,6 +48,12 @@ class StageReport:
     seconds: float = 0.0
     final_loss: float | None = None
     heldout_bits_per_byte: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the stage's objective is judged by, such as `preference_accuracy`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of this stage, its metrics among its keys."""
+        return {**{key: value for key, value in asdict(self).items() if key != "metrics"}, **self.metrics}
 
 
 @dataclass
@@ -60,7 +66,7 @@ class RunReport:
 
     def as_json(self) -> dict[str, Any]:
         """The object that `cupola run --json` prints; `status` is done, paused, interrupted or failed."""
-        return {"run": self.run, "status": self.status, "stages": [asdict(stage) for stage in self.stages]}
+        return {"run": self.run, "status": self.status, "stages": [stage.as_json() for stage in self.stages]}
 
     @property
     def status(self) -> Literal["done", "paused", "interrupted", "failed"]:
@@ -126,7 +132,7 @@ def _run(
     pause = None
     if stop_at is not None:
         last = planned[-1]
-        clock = stage_clock(last.stage, prepared.train_stores(last.stage))
+        clock = stage_clock(last.stage, prepared.train_sources(last.stage))
         pause = pause_position(last.name, clock, stop_at)
     # Not before the stages that no longer fit are set aside: a kill must not leave them under a new recipe.
     folder.record_decisions(decisions.as_json())
@@ -195,6 +201,7 @@ def _stage_report(stage: PlannedStage, status: Status) -> StageReport:
         seconds=facts.get("seconds", 0.0),
         final_loss=facts.get("final_loss"),
         heldout_bits_per_byte=facts.get("heldout_bits_per_byte"),
+        metrics=facts.get("metrics", {}),
     )
 
 
@@ -252,12 +259,16 @@ def _check_once(
         result = preflight(recipe, prepared, decisions, display)
     for stage in result.stages:
         display.say(
-            f"check {stage.name}: first loss {stage.first_loss:.3f} (expected {stage.expected_loss:.3f}),"
+            f"check {stage.name}: first loss {stage.first_loss:.3f}{_expected(stage.expected_loss)},"
             f" peak memory {size(stage.peak_bytes)}, about {duration(stage.seconds)}"
         )
     display.say(f"training takes about {duration(sum(stage.seconds for stage in result.stages))}")
     folder.ledger.append("checked", **result.as_json())
     folder.record(checked=key, check=result.as_json())
+
+
+def _expected(loss: float | None) -> str:
+    return "" if loss is None else f" (expected {loss:.3f})"
 
 
 def _say_what_next(
@@ -276,7 +287,7 @@ def _say_what_next(
         display.say(f"done in {duration(seconds)}: {folder.path / 'report.html'}")
     run = shlex.quote(str(folder.path))
     display.say("next:")
-    if any(stage.objective == "sft" for stage in recipe.stages.values()):
+    if any(stage.reads != "text" for stage in recipe.stages.values()):
         display.say(f"  cupola chat {run}                         talk with it")
     display.say(f'  cupola generate {run} --prompt "The people"   let it speak')
     display.say(f"  cupola eval {run} --text FILE             bits per byte of your own text")

@@ -1,11 +1,11 @@
 """One stage of a run: put its parts together, train, and record what came of it.
 
 Where the weights come from, in this order: the newest verified checkpoint of the stage itself (with the
-optimizer's state and the position), the last checkpoint of the stage before (what `carry` names of it), the
-seed. The parts know nothing of files; saving, evaluating and sampling are given to the loop as callbacks.
+optimizer's state and the position), the last checkpoint of its parent (what `carry` names of it), the seed.
+The parts know nothing of files; saving, evaluating and sampling are given to the loop as callbacks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -15,38 +15,49 @@ import torch
 from cupola import objectives, optim
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.names import folder_name
-from cupola.data.loader import Loader, Reader
+from cupola.checkpoint.verifying import read_facts
+from cupola.data.batch import Batch
+from cupola.data.loader import Figures, Loader, Reader
 from cupola.data.order import Order, epoch_tokens
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.models import build, table
+from cupola.models.stack import LanguageModel
+from cupola.objectives.preference import REFERENCE
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
 from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.judging import Judge, PairsJudge, RewardJudge
 from cupola.pipeline.observing import Observer
 from cupola.pipeline.plan import PlannedStage, final_checkpoint
-from cupola.pipeline.prepare import Prepared
+from cupola.pipeline.prepare import Prepared, row_length
 from cupola.pipeline.records import DONE
+from cupola.pipeline.reference import References
 from cupola.recipe.clock import Clock
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Recipe, Stage
+from cupola.train.answering import Answerer
 from cupola.train.compiling import decide_compile
 from cupola.train.health import Watch, interval
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
 from cupola.train.metrics import cut_back
+from cupola.train.questions import Questions
+from cupola.train.rewards import Rewards
+from cupola.train.rollouts import Rollouts, may_be_left
+
+Sources = Mapping[str, TokenStore | Questions]
 
 
-def stage_clock(stage: Stage, stores: Mapping[str, TokenStore]) -> Clock:
+def stage_clock(stage: Stage, sources: Sources) -> Clock:
     """The stage's clock; an epoch ends when the first source has been seen once."""
-    lengths = {name: store.length for name, store in stores.items()}
-    assert stage.sequence_length is not None
-    return Clock(stage, epoch_tokens(lengths, stage.data, max(stage.sequence_length.values)))
+    lengths = {name: source.length for name, source in sources.items()}
+    counted = stage.on_clock()
+    assert counted.sequence_length is not None
+    return Clock(counted, epoch_tokens(lengths, stage.data, max(counted.sequence_length.values)))
 
 
-def stage_order(
-    recipe: Recipe, name: str, stage: Stage, stores: Mapping[str, TokenStore], clock: Clock
-) -> Order:
+def stage_order(recipe: Recipe, name: str, stage: Stage, stores: Sources, clock: Clock) -> Order:
     """The stage's data order."""
     return Order.over(recipe.seed, name, stores, clock, stage.data)
 
@@ -88,13 +99,20 @@ class StageRun:
         self.prepared, self.decisions = prepared, decisions
         self.files, self.stage = planned.folder, planned.stage
         device = torch.device(decisions.device)
-        self.stores = prepared.train_stores(self.stage)
-        self.clock = stage_clock(self.stage, self.stores)
-        self.order = stage_order(recipe, planned.name, self.stage, self.stores, self.clock)
+        self.questions = prepared.questions(self.stage, "train", display) if self.stage.samples else {}
+        self.stores = {} if self.stage.samples else prepared.train_stores(self.stage)
+        sources: Sources = {**self.stores, **self.questions}
+        self.clock = stage_clock(self.stage, sources)
+        self.order = stage_order(recipe, planned.name, self.stage, sources, self.clock)
         self.module = build(recipe.model, prepared.vocabulary, recipe.seed, device)
         self.optimizer: optim.AdamW = optim.build(self.module, self.stage.optimizer)
         self.objective = objectives.build(self.stage)
         self.engine = LocalEngine(self.module, decisions.precision, device)
+        self.heldout = prepared.heldout_stores(self.stage)
+        self.references: References | None = None
+        self.figures: Figures = {}
+        self.answerer = Answerer(self.module, prepared.tokenizer, prepared.template, decisions.precision)
+        self.parent_module: LanguageModel | None = None
 
     def train(self, run_seconds: float | None, stop_at: int | None = None) -> StageResult:
         """Train to the end of the stage and record it as done, or to where it pauses.
@@ -108,6 +126,7 @@ class StageRun:
             CupolaError: it can't go on; the last checkpoint is intact.
         """
         self.files.sweep()
+        self._refer()
         start = self._start()
         for path in (self.files.metrics, self.files.health):
             cut_back(path, start.step)
@@ -126,10 +145,11 @@ class StageRun:
             key=self.planned.key,
             compiled=self.files.facts()["compiled"],
         )
-        for warning in self.order.warnings():
-            self.display.warn(warning)
-        for note in stage_notes(self.planned.name, self.clock, self.order):
-            self.display.say(note)
+        if not self.stage.samples:  # questions are meant to be asked again
+            for warning in self.order.warnings():
+                self.display.warn(warning)
+            for note in stage_notes(self.planned.name, self.clock, self.order):
+                self.display.say(note)
         result = train_stage(replace(self._setup(start), stop_at=stop_at), self.display)
         if result.paused:
             where = {"step": result.progress.step, "tokens": result.progress.position}
@@ -137,6 +157,29 @@ class StageRun:
         else:
             self._finish(result)
         return result
+
+    def _refer(self) -> None:
+        """What the stage's answers were worth to its parent, where its objective compares with that."""
+        if self.stage.samples and self.stage.policy.beta:
+            assert self.planned.parent is not None, "the recipe's checks see to it"
+            device = torch.device(self.decisions.device)
+            self.parent_module = build(self.recipe.model, self.prepared.vocabulary, self.recipe.seed, device)
+            weights = checkpoint.load(final_checkpoint(self.planned.parent), with_optimizer=False).weights
+            self.parent_module.load_state_dict(weights)
+            self.parent_module.eval().requires_grad_(False)
+        if self.stage.objective != "dpo" or not self.stage.preference.needs_reference:
+            return
+        assert self.planned.parent is not None, "the recipe's checks see to it"
+        path = final_checkpoint(self.planned.parent)
+        weights = read_facts(path)["weights_sha256"]
+        self.references = References(weights, self.decisions.precision, self.decisions.microbatch_tokens)
+        if self.references.missing([*self.stores.values(), *self.heldout.values()]):
+            self.module.load_state_dict(checkpoint.load(path, with_optimizer=False).weights)
+            for stores, what in ((self.stores, "pairs"), (self.heldout, "held-out pairs")):
+                for source, store in stores.items():
+                    title = f"{what} of {source} under the weights of {self.planned.parent.name}"
+                    self.references.make(self.module, store, self.display, title)
+        self.figures = {REFERENCE: {name: self.references.load(store) for name, store in self.stores.items()}}
 
     def _start(self) -> Progress:
         """Put the weights where the stage begins or goes on, and say where that is."""
@@ -182,8 +225,9 @@ class StageRun:
     def _choose_compile(self, run_seconds: float | None) -> None:
         """Compile the blocks if the recipe says so, if this stage did before, or if it pays."""
         compiled = self.files.facts().get("compiled")
-        if self.recipe.compile == "auto" and compiled is None and run_seconds is not None:
-            reader = Reader(self.order, self.stores, self.decisions.microbatch_tokens, rank=0, ranks=1)
+        undecided = self.recipe.compile == "auto" and compiled is None and run_seconds is not None
+        if undecided and run_seconds is not None and not self.stage.samples:
+            reader = Reader(self.order, self.stores, self.decisions.microbatch_tokens, 0, 1, self.figures)
             last = reader.batch(self.clock.boundary(self.clock.step_count - 1), self.clock.end)
             choice = decide_compile(self.engine, self.objective, last.microbatches[0], run_seconds)
             if choice.on or choice.cost is not None:
@@ -202,6 +246,7 @@ class StageRun:
             self.prepared,
             self.module,
             self.stage,
+            self._judge(),
             self.decisions.precision,
             self.recipe.seed,
             self.display,
@@ -223,7 +268,20 @@ class StageRun:
             start=start,
             tensorboard=self.folder.tensorboard,
             health=self._watch(),
+            may_be_left=self._may_be_left,
+            unit="questions" if self.stage.samples else "tokens",
         )
+
+    def _judge(self) -> Judge:
+        """What the stage is judged by."""
+        if isinstance(self.objective, objectives.PreferencePairs):
+            find = self.references.load if self.references else None
+            return PairsJudge(self.objective, self.heldout, find)
+        if self.stage.samples:
+            questions = self.prepared.questions(self.stage, "heldout")
+            rewards = Rewards(self.stage.policy.rewards)
+            return RewardJudge(self.answerer, questions, rewards, self.stage.policy, self.heldout)
+        return Judge(self.heldout)
 
     def _watch(self) -> Watch | None:
         every = interval(self.recipe.health, self.clock)
@@ -232,8 +290,24 @@ class StageRun:
         parts = (self.engine, self.optimizer, self.objective)
         return Watch(self.files.health, every, self.clock, *parts, self.planned.name, self.display)
 
-    def _batches(self, position: int) -> AbstractContextManager[Loader]:
-        return Loader(self.order, self.stores, position, microbatch_tokens=self.decisions.microbatch_tokens)
+    def _may_be_left(self, position: int) -> bool:
+        return not self.stage.samples or may_be_left(self.order, self.stage.policy, position)
+
+    def _batches(self, position: int) -> AbstractContextManager[Iterator[Batch]]:
+        if self.stage.samples:
+            return Rollouts(
+                self.order,
+                self.questions,
+                self.stage.policy,
+                Rewards(self.stage.policy.rewards),
+                self.answerer,
+                self.parent_module,
+                row_length(self.stage),
+                self.decisions.microbatch_tokens,
+                position,
+            )
+        size = self.decisions.microbatch_tokens
+        return Loader(self.order, self.stores, position, microbatch_tokens=size, figures=self.figures)
 
     def _save(self, progress: Progress) -> None:
         facts = {
@@ -275,6 +349,7 @@ class StageRun:
             "final_loss": result.final_loss,
             "heldout_bits_per_byte": result.evaluation["bits_per_byte"],
             "heldout": result.evaluation["sources"],
+            "metrics": result.evaluation["metrics"],
         }
         self.files.record(**facts)
         self.folder.ledger.append("stage_done", stage=self.planned.name, **facts)

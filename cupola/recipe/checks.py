@@ -9,16 +9,15 @@ from typing import NamedTuple
 
 from cupola.errors import InputError
 from cupola.recipe import parametrisation
+from cupola.recipe.alignment import Policy, Preference
 from cupola.recipe.clock import Clock, length_fault
-from cupola.recipe.corpora import KINDS, READING_GENERATORS, Corpus, Format
+from cupola.recipe.corpora import CALLED, KINDS, READING_GENERATORS, Corpus, Format
 from cupola.recipe.curve import Curve
 from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
 from cupola.recipe.schema import LARGEST_BF16_DECAY, LearningRate, Optimizer, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
-READS: dict[str, Format] = {"next_token": "text", "sft": "chat"}
-"""Objective -> what the documents of its sources are."""
 MOST_POLAR_EXPRESS_STEPS = 4
 """In bf16 more of them magnify the rounding of a matrix of low rank without end."""
 STAND_IN_EPOCH = 10**12  # tokens; the size of the corpus is not known yet, and no check here depends on it
@@ -40,10 +39,10 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _scale(recipe)
     if not recipe.stages:
         yield Problem(("stages",), "a recipe needs at least one stage, such as pretrain")
-    before = None
     for name, stage in recipe.stages.items():
-        yield from _stage(recipe, name, stage, before)
-        before = stage
+        yield from _parent(recipe, name, stage)
+        parent = recipe.parent_of(name)
+        yield from _stage(recipe, name, stage, recipe.stages.get(parent) if parent else None)
 
 
 def _corpus(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
@@ -55,8 +54,8 @@ def _corpus(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
     if corpus.subset and not corpus.huggingface:
         yield Problem((*path, "subset"), "only a huggingface source has subsets; remove it")
     yield from _generated(path, corpus, kinds)
-    if corpus.holds() == "chat":
-        yield from _conversations(path, corpus)
+    if corpus.holds() != "text":
+        yield from _records(path, corpus)
     if corpus.fallback:
         if corpus.fallback.holds() != corpus.holds():
             line = (
@@ -77,12 +76,13 @@ def _generated(path: tuple[str, ...], corpus: Corpus, kinds: list[str]) -> Itera
         yield Problem((*path, "format"), f"{corpus.generate} makes conversations; remove it")
 
 
-def _conversations(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
+def _records(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
+    called = CALLED[corpus.holds()]
     if corpus.python and not corpus.generate:
-        yield Problem((*path, "format"), "what Python carries are no conversations; remove it")
+        yield Problem((*path, "format"), f"what Python carries are no {called}; remove it")
     for key in ("text_field", "min_document_bytes"):
         if getattr(corpus, key) != Corpus.model_fields[key].default:
-            yield Problem((*path, key), "has no effect on conversations, which are read whole; remove it")
+            yield Problem((*path, key), f"has no effect on {called}, which are read whole; remove it")
 
 
 def _known_sources(path: tuple[str, ...], names: set[str], recipe: Recipe) -> Iterator[Problem]:
@@ -92,9 +92,10 @@ def _known_sources(path: tuple[str, ...], names: set[str], recipe: Recipe) -> It
         yield Problem((*path, name), f"there is no corpus {name}; {hint}")
 
 
-def _read_by(reader: str, path: tuple[str, ...], names: Iterable[str], recipe: Recipe) -> Iterator[Problem]:
+def _read_by(
+    reader: str, wanted: Format, path: tuple[str, ...], names: Iterable[str], recipe: Recipe
+) -> Iterator[Problem]:
     """Sources whose documents are not what an objective, or the tokenizer's training, reads."""
-    wanted = READS.get(reader, "text")
     for name in names:
         if name in recipe.corpora and (held := recipe.corpora[name].holds()) != wanted:
             yield Problem(
@@ -108,7 +109,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("tokenizer", "path"), "kind file needs the path of a tokenizer.json")
     if tokenizer.kind == "bpe" and not tokenizer.train_on and recipe.stages:
         first, stage = next(iter(recipe.stages.items()))
-        if READS.get(stage.objective) != "text":
+        if stage.reads != "text":
             yield Problem(
                 ("tokenizer", "train_on"),
                 f"is missing: stage {first} reads no text; name text, or take `kind: file`",
@@ -117,7 +118,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("tokenizer", "path"), "has no effect on kind bpe; add `kind: file`, or remove it")
     train_on = sorted(tokenizer.train_on or {})
     yield from _known_sources(("tokenizer", "train_on"), set(train_on), recipe)
-    yield from _read_by("the tokenizer's training", ("tokenizer", "train_on"), train_on, recipe)
+    yield from _read_by("the tokenizer's training", "text", ("tokenizer", "train_on"), train_on, recipe)
     rows = recipe.model.vocabulary
     if tokenizer.kind == "bpe" and rows and rows < tokenizer.vocabulary:
         yield Problem(
@@ -304,12 +305,14 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
     path = ("stages", name)
     assert stage.sequence_length is not None
     yield from _known_sources((*path, "data"), set(stage.sources()), recipe)
-    yield from _read_by(stage.objective, (*path, "data"), stage.sources(), recipe)
+    yield from _read_by(stage.objective, stage.reads, (*path, "data"), stage.sources(), recipe)
     if stage.optimizer and (before is None or stage.optimizer != before.optimizer):
         yield from _optimizer((*path, "optimizer"), stage.optimizer)
     yield from _carry(path, stage, before)
-    if stage.objective == "sft":
+    if stage.reads != "text":
         yield from _packed(path, stage)
+    yield from _preference(path, stage, before)
+    yield from _policy(path, stage, before)
     if fault := length_fault(stage.sequence_length.values):
         yield Problem((*path, "sequence_length"), fault)
         return
@@ -331,7 +334,7 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
         yield Problem(path, 'tokens is missing: how long the stage is, such as "20M tokens" or "1000 steps"')
         return
     try:
-        Clock(stage, STAND_IN_EPOCH)
+        Clock(stage.on_clock(), STAND_IN_EPOCH)
     except InputError as error:
         yield Problem(path, str(error))
 
@@ -340,10 +343,76 @@ def _packed(path: tuple[str, ...], stage: Stage) -> Iterator[Problem]:
     assert stage.sequence_length is not None
     if len(stage.sequence_length.values) > 1:
         yield Problem(
-            (*path, "sequence_length"), "conversations are packed into rows of one length; give one"
+            (*path, "sequence_length"), f"{CALLED[stage.reads]} are packed into rows of one length; give one"
         )
     if not stage.document_mask:
-        yield Problem((*path, "document_mask"), "a conversation must not see its neighbours; remove it")
+        yield Problem((*path, "document_mask"), "an answer must not see its neighbours; remove it")
+
+
+def _preference(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> Iterator[Problem]:
+    settings, loss = stage.preference, stage.preference.loss
+    if stage.objective != "dpo":
+        if settings != Preference():
+            yield Problem((*path, "preference"), "has no effect without objective dpo; remove it")
+        return
+    for key, losses in Preference.only.items():
+        if loss not in losses and getattr(settings, key) != Preference.model_fields[key].default:
+            yield Problem(
+                (*path, "preference", key),
+                f"has no effect on loss {loss} (only on {', '.join(losses)}); remove it",
+            )
+    if settings.needs_reference and (parent is None or "weights" not in stage.carry):
+        yield Problem(
+            (*path, "objective"),
+            f"dpo with loss {loss} compares with the weights of a stage before it, and there are none; put it"
+            " after another stage, and carry weights",
+        )
+
+
+def _policy(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> Iterator[Problem]:
+    settings = stage.policy
+    if not stage.samples:
+        if settings != Policy():
+            yield Problem((*path, "policy"), "has no effect without objective grpo; remove it")
+        return
+    if settings.prompts % settings.updates:
+        yield Problem(
+            (*path, "policy", "updates"),
+            f"{settings.prompts} prompts can't be shared among {settings.updates} steps; take a divisor",
+        )
+    elif stage.batch_tokens and stage.batch_tokens.values != [settings.prompts // settings.updates]:
+        yield Problem((*path, "batch_tokens"), "grpo counts questions: give policy.prompts, and remove it")
+    if stage.tokens and stage.tokens.unit in ("", "tokens"):
+        yield Problem(
+            (*path, "tokens"),
+            f'{stage.tokens}: grpo counts steps; say "100 steps", or "1 epoch" of its questions',
+        )
+    assert stage.sequence_length is not None
+    if settings.max_completion_length >= max(stage.sequence_length.values):
+        yield Problem(
+            (*path, "policy", "max_completion_length"),
+            f"{settings.max_completion_length} leaves no room for a question in rows of "
+            f"{max(stage.sequence_length.values)} tokens; shorten it, or raise sequence_length",
+        )
+    if settings.loss == "cispo" and settings.epsilon_high is None:
+        yield Problem((*path, "policy", "epsilon_high"), "is missing: the largest weight of a token of cispo")
+    if settings.delta is not None and (settings.loss == "cispo" or settings.delta <= 1 + settings.clip_high):
+        yield Problem((*path, "policy", "delta"), "must be above 1 + epsilon_high, and cispo has none")
+    if settings.beta and (parent is None or "weights" not in stage.carry):
+        yield Problem(
+            (*path, "policy", "beta"),
+            "the KL is to the weights of a stage before it, and there are none; take 0",
+        )
+
+
+def _parent(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
+    names = list(recipe.stages)
+    before = names[: names.index(name)]
+    if stage.parent is not None and stage.parent not in before:
+        path = ("stages", name, "parent")
+        close = did_you_mean(stage.parent, before)
+        hint = f"did you mean {close}?" if close else f"before it come {', '.join(before) or 'none'}"
+        yield Problem(path, f"{stage.parent} is no stage before this one; {hint}")
 
 
 def _learning_rate(path: tuple[str, ...], settings: LearningRate) -> Iterator[Problem]:

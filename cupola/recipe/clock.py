@@ -213,9 +213,9 @@ class Clock:
         return round(self.total * quantity.amount / 100) if quantity.unit == "%" else int(quantity.amount)
 
     def due(self, interval: Quantity, start: int, end: int) -> bool:
-        """Does the batch from `start` to `end` reach a multiple of the interval?"""
+        """Does a batch from `start` on, up to `end`, reach a multiple of the interval?"""
         if interval.unit == "steps":
-            return self.step_at(end) % int(interval.amount) == 0
+            return self.step_at(end) // int(interval.amount) > self.step_at(start) // int(interval.amount)
         tokens = max(1, self.tokens_of(interval))
         return end // tokens > start // tokens
 

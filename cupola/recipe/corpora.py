@@ -12,7 +12,9 @@ PACKAGES = ("apt", "npm", "pypi")
 """Kinds of source beside which `files` are patterns inside the package."""
 KINDS = ("files", "huggingface", *PACKAGES, "python", "generate")
 """Kinds of source: the keys of a corpus, of which it names one."""
-Format = Literal["text", "chat"]
+Format = Literal["text", "chat", "preference"]
+CALLED: dict[Format, str] = {"text": "documents", "chat": "conversations", "preference": "pairs"}
+"""What the documents of a format are called."""
 Generator = Literal[
     "addition", "reversed_addition", "copying", "reversing", "sorting", "country_questions", "definitions"
 ]
@@ -21,8 +23,8 @@ READING_GENERATORS = ("country_questions", "definitions")
 
 
 class Corpus(Strict):
-    """One source of text or conversations. Exactly one of files, huggingface, apt, npm, pypi, python; or
-    generate, beside which one of the others may say what it reads."""
+    """One source of text, conversations or pairs of answers. Exactly one of files, huggingface, apt, npm,
+    pypi, python; or generate, beside which one of the others may say what it reads."""
 
     files: Annotated[str | list[str] | None, AfterValidator(unescaped), PlainSerializer(escaped)] = None
     """Paths or globs: txt, md, html, jsonl, parquet, each also .gz or .zst; beside `npm`, `pypi` and `apt`
@@ -46,16 +48,17 @@ class Corpus(Strict):
     python: PythonText | list[PythonText] | None = None
     """What the installed Python carries: always there, offline."""
     generate: Generator | None = None
-    """A program that makes conversations: sums, lists of words, or questions about what the source beside it
-    holds."""
+    """A program that makes conversations, or with `format: preference` pairs of a right and a wrong answer:
+    sums, lists of words, or questions about what the source beside it holds."""
     items: int | None = Field(default=None, ge=1)
     """At most so many generated conversations; by default all that there are, or 10,000 where there is no
     end of them."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the generated conversations: another one gives other words and another order."""
     format: Format | None = None
-    """What a document is: `text`, or `chat`, a conversation in each record of jsonl, json and parquet files
-    and of Hugging Face datasets. By default text, or what the generator makes."""
+    """What a document is: `text`; `chat`, a conversation, or `preference`, a prompt with a chosen and a
+    rejected answer, in each record of jsonl, json and parquet files and of Hugging Face datasets. By default
+    text, or what the generator makes."""
     exclude: str | list[str] = Field(default=[])
     """Globs of files to leave out."""
     max_bytes: int | None = Field(default=None, ge=1)

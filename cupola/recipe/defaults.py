@@ -31,16 +31,24 @@ def _fill(stage: Stage, before: Stage | None, model: Model) -> Stage:
     optimizer = stage.optimizer
     if before:
         lengths = lengths or (before.sequence_length.last() if before.sequence_length else None)
-        sizes = sizes or (before.batch_tokens.last() if before.batch_tokens else None)
+        if not stage.samples:
+            sizes = sizes or (before.batch_tokens.last() if before.batch_tokens else None)
         optimizer = optimizer or (_settled(before.optimizer) if before.optimizer else None)
     lengths = lengths or _constant(min(SEQUENCE_LENGTH, _learned_positions(model)))
     return stage.model_copy(
         update={
             "sequence_length": lengths,
-            "batch_tokens": sizes or _constant(max(BATCH_TOKENS, *lengths.values)),
+            "batch_tokens": sizes or _constant(_batch(stage, lengths)),
             "optimizer": optimizer or Optimizer(),
         }
     )
+
+
+def _batch(stage: Stage, lengths: Piecewise[int]) -> int:
+    """On the stage's clock, which counts questions where the stage answers them."""
+    if stage.samples:
+        return max(1, stage.policy.prompts // stage.policy.updates)
+    return max(BATCH_TOKENS, *lengths.values)
 
 
 def _learned_positions(model: Model) -> int:

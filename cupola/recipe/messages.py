@@ -45,7 +45,7 @@ ELSEWHERE = {
 """What other systems call it."""
 
 TO_COME = {
-    ("objective",): ("dpo", "ipo", "kto", "orpo", "simpo", "reward", "ppo", "grpo"),
+    ("objective",): ("kto", "reward", "ppo"),
 }
 """Values that are planned, by the last keys of where they will stand."""
 

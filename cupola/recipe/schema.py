@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from cupola.recipe.corpora import Corpus
+from cupola.recipe.alignment import READS, SAMPLES, Objective, Policy, Preference
+from cupola.recipe.corpora import Corpus, Format
 from cupola.recipe.curve import Curve, Piecewise
 from cupola.recipe.model import Model
 from cupola.recipe.quantity import Quantity
@@ -270,8 +271,12 @@ class Stage(Strict):
     Sequence length, batch and optimizer pass on to the next stage of the same objective unless stated.
     """
 
-    objective: Literal["next_token", "sft"] = "next_token"
-    """What is learnt: every next token of text, or, of conversations, the assistant's words."""
+    objective: Objective = "next_token"
+    """What is learnt: every next token of text (next_token); of conversations, the assistant's words (sft);
+    of pairs of answers, which one is preferred (dpo); from rewards for its own answers to the questions of
+    conversations (grpo)."""
+    parent: Name | None = None
+    """The stage whose weights it begins with; by default the one before."""
     data: Mixture
     """Sources and weights, or such mappings at positions: `{0%: {...}, 60%: {...}}`; or the way from one to
     the next: `{points: {0%: {...}, 100%: {...}}, between: linear}`."""
@@ -292,9 +297,29 @@ class Stage(Strict):
     z_loss: Positive = Curve.constant(0.0)
     """Weight of the mean squared log-normaliser (PaLM); may change over the stage."""
     carry: list[Literal["weights", "optimizer"]] = Field(default=["weights"])
-    """What is taken over from the stage before."""
+    """What is taken over from the parent."""
     document_mask: bool = True
     """Attention never crosses a document."""
+    preference: Preference = Preference()
+    """The loss of objective dpo."""
+    policy: Policy = Policy()
+    """Sampling, rewards and loss of objective grpo."""
+
+    @property
+    def samples(self) -> bool:
+        """Does it learn from answers of its own? Then its clock counts the questions, each a row of one."""
+        return self.objective in SAMPLES
+
+    def on_clock(self) -> "Stage":
+        """The stage as its clock counts it."""
+        if not self.samples:
+            return self
+        return self.model_copy(update={"sequence_length": Piecewise(((Quantity(0, "%"), 1),))})
+
+    @property
+    def reads(self) -> Format:
+        """What the documents of its sources are."""
+        return READS[self.objective]
 
     def sources(self) -> list[str]:
         """The corpora that the stage reads at some time, sorted."""
@@ -334,9 +359,11 @@ class Recipe(Strict):
         used = {source for stage in self.stages.values() for source in stage.sources()}
         return [name for name in self.corpora if name in used]
 
-    def conversations(self) -> set[str]:
-        """The corpora whose documents are conversations."""
-        return {name for name, corpus in self.corpora.items() if corpus.holds() == "chat"}
+    def parent_of(self, name: str) -> str | None:
+        """The stage whose weights a stage begins with; None of the first."""
+        names = list(self.stages)
+        before = names[: names.index(name)]
+        return self.stages[name].parent or (before[-1] if before else None)
 
     def tokenizer_mixture(self) -> dict[str, float]:
         """Sources and weights of the text that the tokenizer is trained on; none where it is a file."""

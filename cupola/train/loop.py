@@ -74,6 +74,8 @@ class StageSetup:
         tensorboard: folder of event files, or None.
         health: what looks at the numbers inside, or None.
         stop_at: pause, evaluated and saved, after the step that reaches this position; None: at the end.
+        may_be_left: whether training can go on from a position; where not, saving and stopping wait.
+        unit: what the clock counts.
     """
 
     name: str
@@ -93,10 +95,13 @@ class StageSetup:
     tensorboard: Path | None = None
     health: Watch | None = None
     stop_at: int | None = None
+    may_be_left: Callable[[int], bool] = lambda position: True
+    unit: str = "tokens"
 
     def pauses_at(self, position: int) -> bool:
         """Whether training stops here although the stage goes on."""
-        return self.stop_at is not None and self.stop_at <= position < self.clock.end
+        reached = self.stop_at is not None and self.stop_at <= position < self.clock.end
+        return reached and self.may_be_left(position)
 
 
 @dataclass(frozen=True)
@@ -152,10 +157,11 @@ def _run(
     """Every step that is left, and what is due between them; ends saved."""
     clock, skips = setup.clock, 0
     with (
-        display.task(setup.name, total=clock.end, unit="tokens") as task,
+        display.task(setup.name, total=clock.end, unit=setup.unit) as task,
         setup.batches(progress.position) as batches,
     ):
         task.at(progress.position)
+        due_since = progress.position
         before = time.perf_counter()
         for batch in batches:
             values = clock.values(batch.start, batch.end)
@@ -178,17 +184,27 @@ def _run(
             _show(task, row)
             skips = skips + 1 if result.skipped else 0
             _judge_skips(setup, progress, result, skips, display)
-            at_end = progress.position >= clock.end
-            pausing = setup.pauses_at(progress.position)
-            if not at_end and (pausing or clock.due(setup.evaluate_every, batch.start, batch.end)):
-                _evaluate(setup, progress, writer, at_end=False)
-            if at_end or pausing or stop.asked or clock.due(setup.save_every, batch.start, batch.end):
-                writer.sync()
-                setup.save(progress)
-            if pausing or stop.asked:
-                break
+            if setup.may_be_left(progress.position):
+                leaving = _between(setup, progress, writer, stop, due_since)
+                due_since = progress.position
+                if leaving:
+                    break
             before = time.perf_counter()
     _raise_if_asked(setup, progress, stop)
+
+
+def _between(
+    setup: StageSetup, progress: Progress, writer: MetricsWriter, stop: StopRequest, since: int
+) -> bool:
+    """Evaluate and save, if that is due since a position; whether training is to be left here."""
+    position, clock = progress.position, setup.clock
+    at_end, pausing = position >= clock.end, setup.pauses_at(position)
+    if not at_end and (pausing or clock.due(setup.evaluate_every, since, position)):
+        _evaluate(setup, progress, writer, at_end=False)
+    if at_end or pausing or stop.asked or clock.due(setup.save_every, since, position):
+        writer.sync()
+        setup.save(progress)
+    return pausing or stop.asked
 
 
 def _raise_if_asked(setup: StageSetup, progress: Progress, stop: StopRequest) -> None:
@@ -213,7 +229,9 @@ def _advance(
     progress.global_step += 1
     progress.position = batch.end
     progress.seconds += seconds
-    tokens = batch.end - batch.start
+    counted = batch.end - batch.start
+    trained = sum(m.tokens.numel() for m in batch.microbatches)
+    tokens = counted if setup.unit == "tokens" else trained
     length = setup.clock.sequence_length(batch.start)
     flops = sum(m.tokens.numel() * setup.flops_per_token(m.tokens.shape[1]) for m in batch.microbatches)
     return {
@@ -222,6 +240,7 @@ def _advance(
         "tokens": batch.end,
         "loss": result.loss,
         **result.metrics,
+        **batch.figures,
         **_of_schedules(setup.clock.stage, values),
         "gradient_norm": result.gradient_norm,
         "skipped": result.skipped,
@@ -230,7 +249,7 @@ def _advance(
         "mfu": flops / seconds / setup.peak_flops,
         "batch_tokens": tokens,
         "sequence_length": length,
-        "shares": {name: part / tokens for name, part in batch.tokens_by_source.items()},
+        "shares": {name: part / counted for name, part in batch.tokens_by_source.items()},
         "memory_bytes": peak_memory(setup.engine.device),
         "seconds": seconds,
     }

@@ -48,7 +48,8 @@ def train_step(
 ) -> StepResult:
     """One batch: gradients, clipping, update; and the experts' biases, which follow their loads."""
     objective = objective.at(values)
-    passed = engine.forward_backward(batch.microbatches, objective, objective.normaliser(batch))
+    normaliser = objective.normaliser(batch)
+    passed = engine.forward_backward(batch.microbatches, objective, normaliser, batch.valid_tokens)
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm_on_device = torch.nn.utils.get_total_norm(gradients)
     metrics = dict(passed.metrics)

@@ -8,9 +8,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from cupola.chat import preference
 from cupola.chat.conversation import from_json
+from cupola.chat.records import opening
 from cupola.corpus import Gathered, documents, gather
+from cupola.corpus.generators import PROGRAMS
 from cupola.corpus.listing import readable, spread
+from cupola.corpus.separating import separate
 from cupola.errors import InputError
 from cupola.recipe.corpora import Corpus
 from tests.corpus.corpus_fakes import Registry, compressed, deb_bytes, prose, tar_bytes
@@ -214,3 +218,63 @@ def test_files_without_a_fact_are_refused_with_the_reasons(tmp_path: Path, cache
     block = Corpus(generate="country_questions", files=str(tmp_path / "a.json"))
     with pytest.raises(InputError, match=r"no text remains of generate country_questions from .*malformed"):
         gather("quiz", block, heard)
+
+
+def test_pairs_are_read_and_made(tmp_path: Path, cache: Path, heard: Heard) -> None:
+    good = {"prompt": "One?", "chosen": "1", "rejected": "2"}
+    same = {"prompt": "Two?", "chosen": "2", "rejected": "2"}
+    (tmp_path / "a.jsonl").write_text(lines(good, same, {**good, "prompt": "Three?"}, talk("Hi", "Ho")))
+    found = gather("mine", Corpus(files=str(tmp_path / "a.jsonl"), format="preference"), heard)
+    assert found.facts["format"] == "preference"
+    assert sum(found.facts["documents"].values()) == 2
+    assert found.facts["dropped"] == {"identical chosen and rejected": 1, "no pair": 1}
+
+
+@pytest.mark.parametrize("name", ["addition", "reversed_addition", "sorting", "copying"])
+def test_made_pairs_are_a_right_and_a_wrong_answer(name: str, cache: Path, heard: Heard) -> None:
+    found = gather("pairs", Corpus(generate=name, items=200, format="preference"), heard)
+    check = PROGRAMS[name].check
+    pairs = [preference.from_json(item.text) for item in documents(found.path, "train")]
+    assert len(pairs) > 150
+    for pair in pairs:
+        question = pair.prompt[-1].content
+        assert check(question, pair.chosen[0].content)
+        assert not check(question, pair.rejected[0].content)
+
+
+def test_what_is_held_out_is_asked_nowhere_else(cache: Path, heard: Heard) -> None:
+    """Conversations and pairs of the same questions are split alike, whatever they answer."""
+    block = Corpus(generate="addition", items=600, heldout=0.2)
+    chat = gather("sums", block, heard)
+    pairs = gather("pairs", block.model_copy(update={"format": "preference"}), heard)
+
+    def asked(found: Gathered, split: str) -> set[str]:
+        return {opening(item.text) for item in documents(found.path, split)}
+
+    assert asked(chat, "heldout") == asked(pairs, "heldout")
+    assert not asked(chat, "heldout") & asked(pairs, "train")
+
+
+def test_records_that_begin_alike_are_on_one_side(tmp_path: Path, cache: Path, heard: Heard) -> None:
+    """Also where nothing falls below the share, and the lowest is held out."""
+    records = [talk(f"Question {number}", f"{answer}") for number in range(3) for answer in range(4)]
+    (tmp_path / "a.jsonl").write_text(lines(*records))
+    found = gather("mine", Corpus(files=str(tmp_path / "a.jsonl"), format="chat", heldout=1e-9), heard)
+    sides = [{opening(item.text) for item in documents(found.path, split)} for split in ("train", "heldout")]
+    assert len(sides[0]) == 2
+    assert len(sides[1]) == 1
+    assert not sides[0] & sides[1]
+    assert found.facts["documents"] == {"train": 8, "heldout": 4}
+
+
+def test_no_other_corpus_trains_on_a_held_out_question(tmp_path: Path, cache: Path, heard: Heard) -> None:
+    (tmp_path / "a.jsonl").write_text(lines(*(talk(f"Question {number}", "Yes") for number in range(40))))
+    (tmp_path / "b.jsonl").write_text(lines(*(talk(f"question  {number}", "No") for number in range(40))))
+    first = gather("a", Corpus(files=str(tmp_path / "a.jsonl"), format="chat", heldout=0.5), heard)
+    second = gather("b", Corpus(files=str(tmp_path / "b.jsonl"), format="chat", heldout=0.0), heard)
+    paths = separate({"a": first.path, "b": second.path}, heard, in_parts=False)
+    held_out = {opening(item.text) for item in documents(first.path, "heldout")}
+    left = {opening(item.text) for item in documents(paths["b"], "train")}
+    assert held_out
+    assert len(left) == 40 - len(held_out)
+    assert not {text.lower().replace("  ", " ") for text in left} & {text.lower() for text in held_out}

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cupola.data.batch import IGNORED
 from cupola.objectives import cross_entropy
-from cupola.objectives.cross_entropy import linear_cross_entropy, token_losses
+from cupola.objectives.cross_entropy import linear_cross_entropy, token_log_probabilities, token_losses
 
 
 def example(tokens: int, width: int, vocabulary: int, seed: int = 0):
@@ -174,3 +174,33 @@ def test_equals_torchs_own():
     for ours, reference in zip(found, gradients(theirs, hidden, weight, 40), strict=True):
         assert relative(ours, reference) < 1e-6
     assert math.isclose(linear_cross_entropy(hidden, weight, targets)[0].item(), theirs.item(), rel_tol=1e-6)
+
+
+@pytest.mark.usefixtures("chunks")
+def test_log_probabilities_take_a_gradient_for_each_token():
+    hidden, weight, targets = example(29, 16, 97)
+    targets[[0, 7, 28]] = IGNORED
+    factors = torch.linspace(-2, 3, 29)
+    found = token_log_probabilities(hidden, weight, targets)
+    logits = hidden.double() @ weight.double().t()
+    reference = -F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), reference, rtol=1e-6, atol=1e-6)
+    # A function of all of them at once, as losses of whole answers are.
+    ours, theirs = ((value * factors).sum().sigmoid() for value in (found, reference))
+    pairs = zip(gradients(ours, hidden, weight, 1), gradients(theirs, hidden, weight, 1), strict=True)
+    for gradient, expected in pairs:
+        assert gradient.dtype == torch.float32
+        assert relative(gradient, expected) < 1e-5
+
+
+def test_log_probabilities_in_bf16_are_those_of_the_loss():
+    hidden, weight, targets = example(61, 64, 97)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_log_probabilities(hidden, weight, targets)
+        total, _, _ = linear_cross_entropy(hidden, weight, targets)
+    assert -found.sum().item() == pytest.approx(total.item(), rel=1e-6)
+    # Of a power of two bf16 rounds the same digits, before the products or after.
+    ours, theirs = gradients(-found.sum(), hidden, weight, 64), gradients(total, hidden, weight, 64)
+    for gradient, expected in zip(ours, theirs, strict=True):
+        assert relative(gradient, expected) < 1e-6

@@ -38,7 +38,7 @@ class Saboteur(Display):
 
         class Armed(Task):
             def at(self, done: float) -> None:
-                if not unit.startswith("tokens"):
+                if not unit.startswith(("tokens", "questions")):
                     return
                 saboteur.steps += 1
                 if saboteur.at and saboteur.steps >= saboteur.at[0]:

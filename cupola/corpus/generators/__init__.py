@@ -3,7 +3,8 @@
 A program is a function from a seed and its facts to `Items`, of which each is made by its number alone. What
 it asks is asked once and in one wording, so that what is held out stands nowhere in the training text in
 other words. Where an answer can be right or wrong whoever gives it, the program has a `check` as well, which
-needs nothing but the question.
+needs nothing but the question. Of a pair of answers (`format: preference`) the chosen one is the program's,
+and the rejected one its `mistake`, or, where it makes none, what it answers to another question.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,21 +28,25 @@ class Program:
     Attributes:
         items: seed and facts -> what it can make.
         check: question and answer -> is it right? None: there is no telling.
+        mistake: question and right answer -> one that is nearly right.
         reads: the format (`corpus.formats`) of the files that its facts are in; None: it needs none.
         facts: where they are taken from, unless the recipe names another source beside `generate`.
     """
 
     items: Callable[[int, Sequence[Facts]], Items]
     check: Callable[[str, str], bool] | None = None
+    mistake: Callable[[str, str], str] | None = None
     reads: str | None = None
     facts: Corpus | None = None
 
 
 PROGRAMS: dict[str, Program] = {
-    "addition": Program(addition.addition, addition.check),
-    "reversed_addition": Program(addition.reversed_addition, addition.check),
+    "addition": Program(addition.addition, addition.check, addition.mistake),
+    "reversed_addition": Program(addition.reversed_addition, addition.check, addition.mistake),
     **{
-        task: Program(partial(word_lists.word_lists, task), partial(word_lists.check, task))
+        task: Program(
+            partial(word_lists.word_lists, task), partial(word_lists.check, task), word_lists.mistake
+        )
         for task in word_lists.WORDINGS
     },
     "country_questions": Program(

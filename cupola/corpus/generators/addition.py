@@ -65,6 +65,14 @@ def check(question: str, answer: str) -> bool:
     return answer.strip() == _answer(question)
 
 
+def mistake(question: str, answer: str) -> str:
+    """The answer with one of its digits wrong, always the same one."""
+    places = [place for place, character in enumerate(answer) if character.isdigit()]
+    place = chosen(places, "mistake", question)
+    others = [digit for digit in "0123456789" if digit != answer[place]]
+    return answer[:place] + chosen(others, "digit", question) + answer[place + 1 :]
+
+
 def _pair(place: int, seed: int) -> tuple[int, int]:
     """The pair of numbers at a place among all pairs: the larger one's row, and the smaller one within it."""
     row = (math.isqrt(8 * place + 1) - 1) // 2

@@ -67,6 +67,14 @@ def check(task: str, question: str, answer: str) -> bool:
     return answer.strip() == _answer(task, question)
 
 
+def mistake(question: str, answer: str) -> str:
+    """The answer with two of its words in each other's place, always the same two."""
+    words = answer.split(", ")
+    first, second = drawn(range(len(words)), 2, "mistake", question)
+    words[first], words[second] = words[second], words[first]
+    return ", ".join(words)
+
+
 def _answer(task: str, question: str) -> str:
     asked, colon, words = question.partition(": ")
     if not colon or f"{asked}: {{words}}" not in WORDINGS[task]:

@@ -1,4 +1,5 @@
-"""`generate:` conversations that a program makes, from its seed alone or from what another source holds.
+"""`generate:` conversations, or pairs of answers, that a program makes, from its seed alone or from what
+another source holds.
 
 The files that a program reads come by the ordinary keys beside `generate` (`npm: ..., files: ...`), or from
 the program's own package where the recipe names none. Only their text is taken, as it stands; what the
@@ -8,9 +9,11 @@ by the process that gathers: 6,000 to 20,000 a second.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cupola.corpus.cleaning import decode
 from cupola.corpus.generators import PROGRAMS, Facts, Items
+from cupola.corpus.generators.items import number_below
 from cupola.corpus.reading import Entry, Portion, Reading, UnreadableFile, whole
 from cupola.corpus.sources import Resolved, Source, Work
 from cupola.display import Display
@@ -18,6 +21,8 @@ from cupola.recipe.corpora import Corpus
 
 ITEMS = 10_000
 """How many of those programs that have no end of them."""
+TRIES = 20
+"""Other questions that are asked for a wrong answer."""
 TOGETHER_ITEMS = 4096
 ITEM_BYTES = 200
 """What an item counts for in the progress."""
@@ -30,6 +35,7 @@ class GeneratedSource:
         assert corpus.generate is not None, "made only for blocks that name a program"
         self.name, self.program = corpus.generate, PROGRAMS[corpus.generate]
         self.seed, self.wanted, self.licence = corpus.seed, corpus.items, corpus.licence
+        self.pairs = corpus.holds() == "preference"
         block = self.program.facts
         if corpus.read_from():
             block = corpus.model_copy(update={"generate": None})
@@ -57,7 +63,8 @@ class GeneratedSource:
         entry = Entry(Path(), source, "ready", source, licence, 0)
         for first in range(0, number, TOGETHER_ITEMS):
             places = range(first, min(first + TOGETHER_ITEMS, number))
-            records = [(f"{source}:{place}", _record(items.make(place))) for place in places]
+            record = self._pair if self.pairs else _conversation
+            records = [(f"{source}:{place}", record(items, place)) for place in places]
             yield Portion([entry], len(places) * ITEM_BYTES, ready=records)
 
     def _facts(self, workspace: Path, report: Reading) -> tuple[list[Facts], str]:
@@ -82,7 +89,28 @@ class GeneratedSource:
         facts = [(name, decode(b"".join(parts)).text) for name, parts in pieces.items()]
         return facts, self.licence or ", ".join(licences)
 
+    def _pair(self, items: Items, place: int) -> dict[str, Any]:
+        *turns, right = items.make(place)
+        wrong = (
+            self.program.mistake(turns[-1], right) if self.program.mistake else _other(items, place, right)
+        )
+        return {"prompt": _messages(turns), "chosen": right, "rejected": wrong}
 
-def _record(turns: list[str]) -> dict[str, list[dict[str, str]]]:
+
+def _other(items: Items, place: int, answer: str) -> str:
+    """What is answered to another question; where all answers are the same, that one, and it is dropped."""
+    size = items.size or ITEMS
+    for attempt in range(TRIES):
+        other = items.make(number_below(size, "other", place, attempt))[-1]
+        if other != answer:
+            return other
+    return answer
+
+
+def _conversation(items: Items, place: int) -> dict[str, Any]:
+    return {"messages": _messages(items.make(place))}
+
+
+def _messages(turns: list[str]) -> list[dict[str, str]]:
     roles = ("user", "assistant")
-    return {"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]}
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]

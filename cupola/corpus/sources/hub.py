@@ -114,13 +114,13 @@ class HuggingFaceSource:
         source = f"huggingface:{self.name}"
         field = self.corpus.text_field
         entry = Entry(Path(), source, "text", source, self.corpus.licence or "see the dataset's page", 0)
-        is_chat = self.corpus.holds() == "chat"
+        is_text = self.corpus.holds() == "text"
         ready: list[tuple[str, Any]] = []
         size = number = 0
         try:
             for number, row in enumerate(rows):
-                content = row if is_chat else row.get(field)
-                if not is_chat and not isinstance(content, str):
+                content = row.get(field) if is_text else row
+                if is_text and not isinstance(content, str):
                     report.dropped[f"no text in field {field!r}"] += 1
                     continue
                 ready.append((f"{source}:{number}", content))

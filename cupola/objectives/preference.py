@@ -1,0 +1,117 @@
+"""Learning which of two answers is preferred: DPO and its family, over rows of packed pairs.
+
+A microbatch holds whole pairs: of its sequences number 2 i is the chosen answer of pair i, number 2 i + 1 the
+rejected one (`corpus.records`). The losses are `objectives.preference_losses`; here their inputs are made of
+tokens, from one forward pass for both answers.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from cupola.data.batch import Answers, Batch, Microbatch
+from cupola.models.stack import Output
+from cupola.objectives.base import LossParts
+from cupola.objectives.cross_entropy import token_log_probabilities
+from cupola.objectives.packed import sequence_lengths, sequence_sums
+from cupola.objectives.preference_losses import Completions, PairLosses, PairSettings, pair_losses
+from cupola.recipe.alignment import Preference
+from cupola.recipe.clock import StepValues
+
+REFERENCE = "reference"
+"""The figure of a target (`data.batch.Answers`): its log-probability under the reference."""
+
+
+class PreferencePairs:
+    """The loss of pairs, its mean over them in nats.
+
+    Args:
+        settings: the stage's.
+        own_reference: each pair is compared with the log-probabilities that it has just now, as in a stage's
+            first step; for dry runs, which have no reference.
+    """
+
+    def __init__(self, settings: Preference, own_reference: bool = False) -> None:
+        self.settings, self.own_reference = settings, own_reference
+        self.pair_settings = PairSettings(
+            settings.loss,
+            settings.beta,
+            settings.label_smoothing,
+            settings.simpo_gamma,
+            settings.sft_weight,
+        )
+
+    def at(self, values: StepValues) -> "PreferencePairs":
+        """The same: no schedule changes it."""
+        return self
+
+    def normaliser(self, batch: Batch) -> int:
+        """Pairs of the whole batch, over all workers."""
+        return max(1, batch.sequences // 2)
+
+    def forward(self, module: nn.Module, microbatch: Microbatch) -> Output:
+        """The hidden states of a microbatch."""
+        output: Output = module(microbatch.tokens, microbatch.documents)
+        return output
+
+    def loss(self, module: nn.Module, microbatch: Microbatch) -> LossParts:
+        """The sums over the pairs of a microbatch.
+
+        Metrics: implicit rewards, their margin and how often it is above 0 (`accuracy`), log-probabilities of
+        the answers.
+        """
+        answers = microbatch.answers
+        assert answers is not None, "rows of pairs have answers"
+        output = self.forward(module, microbatch)
+        hidden = output.hidden.flatten(0, 1)[answers.places]
+        targets = microbatch.targets.flatten()[answers.places]
+        log_probs = token_log_probabilities(hidden, cast(Tensor, module.head_weight), targets)
+        chosen, rejected = self._sides(answers, log_probs)
+        losses = pair_losses(self.pair_settings, chosen, rejected)
+        total, loss = losses.loss.sum(), losses.loss.detach().sum()
+        metrics = _metrics(losses, chosen, rejected)
+        if output.balance is not None:
+            # A sum over tokens: here each pair counts as often as a loss.
+            balance = output.balance * (losses.loss.numel() / microbatch.targets.numel())
+            total = total + balance
+            metrics["balance"] = balance.detach()
+        return LossParts(total, loss, metrics, output.loads)
+
+    def expected_first_loss(self, vocabulary: int) -> float:
+        """Policy and reference agree, and fresh weights find every token as likely as any other."""
+        beta, tokens = self.settings.beta, math.log(vocabulary)
+        first = {"hinge": 1.0, "ipo": (1 / (2 * beta)) ** 2, "orpo": tokens + beta * math.log(2)}
+        if self.settings.loss == "simpo":
+            gamma, flipped = self.settings.simpo_gamma, self.settings.label_smoothing
+            first["simpo"] = math.log1p(math.exp(gamma)) - flipped * gamma
+        return first.get(self.settings.loss, math.log(2)) + self.settings.sft_weight * tokens
+
+    def _sides(self, answers: Answers, log_probs: Tensor) -> tuple[Completions, Completions]:
+        """The chosen and the rejected answers, in the order of the pairs."""
+        sums = sequence_sums(log_probs, answers.sequences, answers.count)
+        lengths = sequence_lengths(answers.sequences, answers.count)
+        reference: Tensor | None = None
+        if self.own_reference:
+            reference = sums.detach()
+        elif self.settings.needs_reference:
+            reference = sequence_sums(answers.figures[REFERENCE], answers.sequences, answers.count)
+        chosen, rejected = (
+            Completions(sums[side::2], lengths[side::2], None if reference is None else reference[side::2])
+            for side in (0, 1)
+        )
+        return chosen, rejected
+
+
+@torch.no_grad()
+def _metrics(losses: PairLosses, chosen: Completions, rejected: Completions) -> dict[str, Tensor]:
+    margins = losses.chosen_reward - losses.rejected_reward
+    return {
+        "chosen_reward": losses.chosen_reward.sum(),
+        "rejected_reward": losses.rejected_reward.sum(),
+        "reward_margin": margins.sum(),
+        "accuracy": (margins > 0).float().sum(),
+        "chosen_log_prob": chosen.log_probs.sum(),
+        "rejected_log_prob": rejected.log_probs.sum(),
+    }

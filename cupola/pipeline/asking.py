@@ -1,0 +1,55 @@
+"""The questions of a stage that answers them itself: from gathered conversations, what stands before the last
+answer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cupola.chat.conversation import Unusable, from_json
+from cupola.chat.encoding import prompt
+from cupola.chat.template import ChatTemplate
+from cupola.corpus.documents import Split, documents
+from cupola.corpus.tokenizer import Tokenizer
+from cupola.display import Display
+from cupola.errors import InputError
+from cupola.train.questions import Question, Questions
+
+
+def read_questions(
+    source: str,
+    gathered: Path,
+    split: Split,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    longest: int,
+    generator: str | None,
+    display: Display | None = None,
+) -> Questions:
+    """The questions of a split.
+
+    Args:
+        longest: tokens of a question, with the delimiter before it; longer ones are left out, and counted.
+        generator: the program that made the conversations, if one did.
+        display: told what is left out.
+
+    Raises:
+        InputError: no question of the training split is left.
+    """
+    found, too_long = [], 0
+    for document in documents(gathered, split):
+        try:
+            whole = from_json(document.text)
+        except Unusable:
+            continue
+        last = max(n for n, message in enumerate(whole.messages) if message.role == "assistant")
+        messages = whole.messages[:last]
+        ids = np.concatenate([[tokenizer.delimiter], prompt(template, tokenizer, messages, whole.tools)])
+        if len(ids) > longest:
+            too_long += 1
+            continue
+        found.append(Question(messages, whole.messages[last].content, ids))
+    if too_long and display:
+        display.warn(f"{source}: {too_long:,} questions have over {longest} tokens and are left out")
+    if split == "train" and not found:
+        raise InputError(f"corpora.{source}: no question is left to answer; raise sequence_length")
+    return Questions(source, found, generator)

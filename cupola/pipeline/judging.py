@@ -1,0 +1,161 @@
+"""What a stage is judged by, beside text: the answers in held-out conversations, or pairs of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cupola.corpus.tokenizer import Tokenizer
+from cupola.data.store import TokenStore
+from cupola.display import Display
+from cupola.evaluate import BitsPerByte, Ranking, answer_bits, rank_pairs
+from cupola.models.stack import LanguageModel
+from cupola.objectives import PreferencePairs
+from cupola.parallel.device import Precision
+from cupola.recipe.alignment import Policy
+from cupola.train.answering import Answerer
+from cupola.train.questions import Question, Questions
+from cupola.train.rewards import Given, Rewards
+
+LOOKED_AT, AT_THE_END = 64, 1000
+"""Held-out questions of each source that are answered in the course of a stage, and at its end."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who is judged, and how.
+
+    Attributes:
+        most_tokens: of each source; None: all.
+        display: shows the progress; None where it is short.
+    """
+
+    module: LanguageModel
+    tokenizer: Tokenizer
+    precision: Precision
+    most_tokens: int | None
+    display: Display | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found.
+
+    Attributes:
+        bits: source -> code length of its answers; of pairs, of the chosen ones.
+        metrics: the objective's own figures, over all sources.
+        said: the same for people; "" where there is nothing beside the bits.
+    """
+
+    bits: dict[str, BitsPerByte]
+    metrics: dict[str, float] = field(default_factory=dict)
+    said: str = ""
+
+
+class Judge:
+    """By the answers in held-out conversations.
+
+    Args:
+        stores: source -> its held-out rows; empty for a stage that learns from text.
+    """
+
+    def __init__(self, stores: Mapping[str, TokenStore]) -> None:
+        self.stores = stores
+
+    def judge(self, subject: Subject) -> Judgement:
+        """Read the held-out rows, or the first of them."""
+        return Judgement(self._bits(subject, chosen_only=False))
+
+    def _bits(self, subject: Subject, chosen_only: bool) -> dict[str, BitsPerByte]:
+        return {
+            source: answer_bits(
+                subject.module,
+                store,
+                subject.tokenizer,
+                most_tokens=subject.most_tokens,
+                chosen_only=chosen_only,
+                precision=subject.precision,
+                display=subject.display,
+                title=f"held-out answers of {source}",
+            )
+            for source, store in self.stores.items()
+        }
+
+
+class PairsJudge(Judge):
+    """By how held-out pairs are ranked.
+
+    Args:
+        objective: what the stage learns by.
+        reference: a store's log-probabilities under the reference; None where the loss needs none.
+    """
+
+    def __init__(
+        self,
+        objective: PreferencePairs,
+        stores: Mapping[str, TokenStore],
+        reference: Callable[[TokenStore], np.ndarray] | None,
+    ) -> None:
+        super().__init__(stores)
+        self.objective, self.reference = objective, reference
+
+    def judge(self, subject: Subject) -> Judgement:
+        """Read the held-out rows, or the first of them."""
+        bits = self._bits(subject, chosen_only=True)
+        rankings = [self._rank(subject, source, store) for source, store in self.stores.items()]
+        whole = Ranking.of(rankings)
+        if not whole.pairs:
+            return Judgement(bits)
+        metrics = {f"preference_{name}": value for name, value in whole.facts().items()}
+        said = f"preference accuracy {whole.accuracy:.3f} of {whole.pairs:,} pairs, loss {whole.loss:.3f}"
+        return Judgement(bits, metrics, said)
+
+    def _rank(self, subject: Subject, source: str, store: TokenStore) -> Ranking:
+        return rank_pairs(
+            subject.module,
+            self.objective,
+            store,
+            self.reference(store) if self.reference else None,
+            most_tokens=subject.most_tokens,
+            precision=subject.precision,
+            display=subject.display,
+            title=f"held-out pairs of {source}",
+        )
+
+
+class RewardJudge(Judge):
+    """By the rewards of answers to held-out questions, the likeliest and one sampled at temperature 1."""
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        questions: Mapping[str, Questions],
+        rewards: Rewards,
+        policy: Policy,
+        stores: Mapping[str, TokenStore],
+    ) -> None:
+        super().__init__(stores)
+        self.answerer, self.questions, self.rewards, self.policy = answerer, questions, rewards, policy
+
+    def judge(self, subject: Subject) -> Judgement:
+        """Answer held-out questions, or the first of them."""
+        bits = self._bits(subject, chosen_only=False)
+        number = AT_THE_END if subject.most_tokens is None else LOOKED_AT
+        asked = [(s, question) for s in self.questions.values() for question in s.questions[:number]]
+        if not asked:
+            return Judgement(bits)
+        greedy, sampled = (self._reward(asked, temperature) for temperature in (0.0, 1.0))
+        metrics = {"reward": greedy, "reward_sampled": sampled, "questions": len(asked)}
+        said = f"reward {greedy:.3f}, sampled {sampled:.3f}, of {len(asked):,} held-out questions"
+        return Judgement(bits, metrics, said)
+
+    def _reward(self, asked: list[tuple[Questions, Question]], temperature: float) -> float:
+        done = self.answerer.sample(
+            [question for _, question in asked], self.policy.max_completion_length, temperature, seed=0
+        )
+        given = [
+            Given(source, question, self.answerer.text(answer), answer.finish_reason == "stop", (0, number))
+            for number, ((source, question), answer) in enumerate(zip(asked, done, strict=True))
+        ]
+        totals, _ = self.rewards.of(given)
+        return sum(totals) / len(totals)

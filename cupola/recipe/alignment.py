@@ -1,0 +1,92 @@
+"""What a stage may learn, and the settings of the objectives that learn from preferences."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from cupola.recipe.corpora import Format
+from cupola.recipe.strict import Strict
+
+Objective = Literal["next_token", "sft", "dpo", "grpo"]
+READS: dict[Objective, Format] = {"next_token": "text", "sft": "chat", "dpo": "preference", "grpo": "chat"}
+"""Objective -> what the documents of its sources are."""
+SAMPLES: frozenset[Objective] = frozenset({"grpo"})
+"""Those that learn from answers of their own to the questions in them."""
+
+
+class Preference(Strict):
+    """How a stage of objective dpo learns from pairs; settings have the names that they have in TRL."""
+
+    shorthand: ClassVar[str | None] = "loss"
+    loss: Literal["sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "simpo", "orpo"] = "sigmoid"
+    """sigmoid: DPO (Rafailov et al. 2023), or cDPO with label_smoothing. robust (Chowdhury et al. 2024). ipo:
+    by length, as TRL (Azar et al. 2023). hinge: SLiC (Zhao et al. 2023). sigmoid_norm: DPO of means by token.
+    Without a reference: simpo (Meng et al. 2024), orpo (Hong et al. 2024)."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength: of the pull to the reference, or, without one, of the preference."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs that are taken to be the wrong way round (sigmoid, robust, sigmoid_norm, simpo)."""
+    simpo_gamma: float = Field(default=0.5, ge=0)
+    """Margin that simpo asks for."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the mean loss by token of the chosen answers, added to any of them (RPO)."""
+
+    only: ClassVar[dict[str, tuple[str, ...]]] = {
+        "label_smoothing": ("sigmoid", "robust", "sigmoid_norm", "simpo"),
+        "simpo_gamma": ("simpo",),
+    }
+    """The losses on which a setting has an effect, of those that don't have one on all."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Is the policy compared with the weights that the stage began from?"""
+        return self.loss not in ("simpo", "orpo")
+
+
+class Policy(Strict):
+    """How a stage of objective grpo learns from rewards for its own answers; named as in TRL."""
+
+    shorthand: ClassVar[str | None] = "loss"
+    loss: Literal["grpo", "dapo", "dr_grpo", "cispo"] = "dapo"
+    """grpo: mean of answers' means by token (Shao et al. 2024). dapo: mean over all tokens (Yu et al. 2025).
+    dr_grpo: sum by a constant length (Liu et al. 2025). cispo: clipped weights (MiniMax 2025)."""
+    prompts: int = Field(default=16, ge=1)
+    """Questions that are answered at a time."""
+    completions: int = Field(default=8, ge=2)
+    """Answers to each."""
+    updates: int = Field(default=1, ge=1)
+    """Steps that are made from them, each from its share of the questions; with more than one the policy has
+    moved since it answered, and the ratio is clipped."""
+    max_completion_length: int = Field(default=256, ge=1)
+    """Tokens of an answer, at most."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, and of the probabilities that are learnt."""
+    rewards: dict[str, float] = Field(default={"check": 1.0}, min_length=1)
+    """Rewards and weights: `check` (is the answer right, as its generator says, or the same as the corpus's),
+    `finished` (it ended by itself), `random` (a control), or `path/to/file.py:function`."""
+    advantages: Literal["group", "batch", "none", "leave_one_out"] = "group"
+    """The reward over the mean of its group, divided by the deviation of group, batch or none (Dr. GRPO), or
+    over the mean of the others (RLOO, Ahmadian et al. 2024)."""
+    epsilon: float = Field(default=0.2, gt=0)
+    """By how much the ratio of probabilities may fall."""
+    epsilon_high: float | None = Field(default=None, gt=0)
+    """By how much it may rise, if it is not the same (DAPO's clip-higher); cispo's largest weight."""
+    delta: float | None = Field(default=None, gt=1)
+    """Largest ratio where the advantage is negative (dual clip, Ye et al. 2020)."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """`sequence` is GSPO (Zheng et al. 2025)."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the weights that the stage began with."""
+    kl_estimator: Literal["k2", "k3", "k3_ratio"] = "k3_ratio"
+    """Of the KL (Schulman 2020); k3_ratio has the KL's own gradient."""
+    dynamic_sampling: bool = False
+    """Questions whose answers all have one reward are left out of the step's means (DAPO)."""
+    mask_truncated: bool = False
+    """Answers that did not end are not learnt from (DAPO)."""
+    overlong_buffer: int = Field(default=0, ge=0)
+    """Over so many tokens before the limit the reward falls by up to 1 (DAPO's soft punishment)."""
+
+    @property
+    def clip_high(self) -> float:
+        """`epsilon_high`, or `epsilon` where it is not given."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high

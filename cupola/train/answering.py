@@ -1,0 +1,57 @@
+"""A module that answers questions while it is trained: their tokens to sampled tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cupola.chat.encoding import stop_ids
+from cupola.chat.template import ChatTemplate
+from cupola.corpus.tokenizer import Tokenizer
+from cupola.generate.decode import Completion, generate
+from cupola.models.stack import LanguageModel
+from cupola.parallel.device import Precision, autocast
+from cupola.train.questions import Question
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Who answers.
+
+    Attributes:
+        precision: "fp32" (the parameters' dtype) or "bf16" (autocast).
+        at_once: questions that are decoded together.
+    """
+
+    module: LanguageModel
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    precision: Precision
+    at_once: int = 256
+
+    def sample(
+        self, questions: Sequence[Question], max_tokens: int, temperature: float, seed: int
+    ) -> list[Completion]:
+        """An answer to each question, until it ends or `max_tokens` are made; temperature 0: the likeliest.
+
+        Tokens that no text holds are never chosen, save those that end an answer.
+        """
+        stop = set(stop_ids(self.template, self.tokenizer) | {self.tokenizer.delimiter})
+        banned = self.tokenizer.unwritten(self.module.vocabulary) - stop
+        done: list[Completion] = []
+        with autocast(next(self.module.parameters()).device, self.precision):
+            for first in range(0, len(questions), self.at_once):
+                prompts = [question.ids.tolist() for question in questions[first : first + self.at_once]]
+                done += generate(
+                    self.module,
+                    prompts,
+                    max_tokens,
+                    temperature=temperature,
+                    seed=seed + first,
+                    stop=stop,
+                    banned=banned,
+                )
+        return done
+
+    def text(self, completion: Completion) -> str:
+        """What an answer says, without the token that ends it."""
+        stop = stop_ids(self.template, self.tokenizer) | {self.tokenizer.delimiter}
+        return self.tokenizer.decode(token for token in completion.tokens if token not in stop)

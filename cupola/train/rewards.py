@@ -1,0 +1,158 @@
+"""Rewards of answers: functions by name, weighted and added up.
+
+A user's function gets lists as long as there are answers and gives a number for each, as TRL's do:
+
+    def brief(prompts: list[list[dict]], completions: list[str], answers: list[str]) -> list[float]:
+        return [-len(text) / 100 for text in completions]
+
+where `prompts` are messages with `role` and `content`, and `answers` the corpus's own.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupola.errors import CupolaError, InputError
+from cupola.generate.sampling import uniform
+from cupola.storage import file_sha256
+from cupola.train.questions import Question, Questions
+
+BUILT_IN = ("check", "finished", "random")
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer of the policy.
+
+    Attributes:
+        finished: it ended by itself.
+        place: what makes it different from every other of the run: (seed, number).
+    """
+
+    source: Questions
+    question: Question
+    text: str
+    finished: bool
+    place: tuple[int, int]
+
+
+Reward = Callable[[Sequence[Given]], list[float]]
+
+
+class Rewards:
+    """The rewards of a stage.
+
+    Args:
+        weights: name -> weight; a name is one of `BUILT_IN`, or `path/to/file.py:function`.
+
+    Raises:
+        InputError: no such file or function.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = dict(weights)
+        self.functions = {name: find(name) for name in weights}
+
+    def of(self, answers: Sequence[Given]) -> tuple[list[float], dict[str, list[float]]]:
+        """(the weighted sum of each answer, and every function's own).
+
+        Raises:
+            CupolaError: a function fails, or gives something that is no finite number; says for which answer.
+        """
+        parts = {name: _called(name, function, answers) for name, function in self.functions.items()}
+        totals = [
+            sum(self.weights[name] * values[index] for name, values in parts.items())
+            for index in range(len(answers))
+        ]
+        return totals, parts
+
+
+def code_of(weights: Mapping[str, float]) -> dict[str, str]:
+    """The users' functions among the names, each with the SHA-256 of its file.
+
+    Raises:
+        InputError: as `Rewards`.
+    """
+    Rewards(weights)
+    return {
+        name: file_sha256(Path(name.rpartition(":")[0]).expanduser())
+        for name in weights
+        if name not in BUILT_IN
+    }
+
+
+def find(name: str) -> Reward:
+    """The function of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in BUILT_IN:
+        return _BUILT_IN[name]
+    path, colon, function = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise InputError(f"rewards: {name!r} is none of {', '.join(BUILT_IN)}, nor path/to/file.py:function")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"rewards: {file}: no such file")
+    spec = importlib.util.spec_from_file_location(f"rewards_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        found = getattr(module, function)
+    except AttributeError:
+        raise InputError(f"rewards: {file} has no function {function}") from None
+    except Exception as error:
+        raise InputError(f"rewards: {file} can't be run ({type(error).__name__}: {error})") from error
+    return lambda answers: found(
+        [[vars(message) for message in answer.question.messages] for answer in answers],
+        [answer.text for answer in answers],
+        [answer.question.answer for answer in answers],
+    )
+
+
+def _called(name: str, function: Reward, answers: Sequence[Given]) -> list[float]:
+    try:
+        values = list(function(answers))
+    except CupolaError:
+        raise
+    except Exception as error:
+        raise CupolaError(
+            f"rewards: {name} failed with {type(error).__name__}: {error}; the last checkpoint is whole"
+        ) from error
+    if len(values) != len(answers):
+        raise CupolaError(f"rewards: {name} gave {len(values)} values for {len(answers)} answers")
+    return [_number(name, value, answer) for value, answer in zip(values, answers, strict=True)]
+
+
+def _number(name: str, value: Any, answer: Given) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise CupolaError(
+            f"rewards: {name} gave {value!r} for the answer {answer.text[:80]!r}; give a number"
+        )
+    return number
+
+
+def _check(answers: Sequence[Given]) -> list[float]:
+    return [float(answer.source.is_right(answer.question, answer.text)) for answer in answers]
+
+
+def _finished(answers: Sequence[Given]) -> list[float]:
+    return [float(answer.finished) for answer in answers]
+
+
+def _random(answers: Sequence[Given]) -> list[float]:
+    """0 or 1, whatever the answer: a control from which nothing can be learnt."""
+    return [float(uniform(answer.place[0], answer.place[1], 0) < 0.5) for answer in answers]
+
+
+_BUILT_IN: dict[str, Reward] = {"check": _check, "finished": _finished, "random": _random}
