@@ -11,7 +11,7 @@ from cupola.errors import InputError
 from cupola.recipe import parametrisation
 from cupola.recipe.alignment import Policy, Preference
 from cupola.recipe.clock import Clock, length_fault
-from cupola.recipe.corpora import CALLED, KINDS, READING_GENERATORS, Corpus, Format
+from cupola.recipe.corpora import CALLED, KINDS, Corpus, Format
 from cupola.recipe.curve import Curve
 from cupola.recipe.document import Key
 from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
@@ -53,7 +53,8 @@ def _corpus(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
         yield Problem(path, f"names {' and '.join(kinds)}; a corpus has one source, so make it two corpora")
     if corpus.subset and not corpus.huggingface:
         yield Problem((*path, "subset"), "only a huggingface source has subsets; remove it")
-    yield from _generated(path, corpus, kinds)
+    for key, message in corpus.generation_faults():
+        yield Problem((*path, key), message)
     if corpus.holds() != "text":
         yield from _records(path, corpus)
     if corpus.fallback:
@@ -63,17 +64,6 @@ def _corpus(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:
             )
             yield Problem((*path, "fallback"), line)
         yield from _corpus((*path, "fallback"), corpus.fallback)
-
-
-def _generated(path: tuple[str, ...], corpus: Corpus, kinds: list[str]) -> Iterator[Problem]:
-    if corpus.generate is None:
-        for key in ("items", "seed"):
-            if getattr(corpus, key):
-                yield Problem((*path, key), "has no effect without generate; remove it")
-    elif corpus.generate not in READING_GENERATORS and kinds:
-        yield Problem((*path, kinds[0]), f"{corpus.generate} reads no source; remove it")
-    elif corpus.format == "text":
-        yield Problem((*path, "format"), f"{corpus.generate} makes conversations; remove it")
 
 
 def _records(path: tuple[str, ...], corpus: Corpus) -> Iterator[Problem]:

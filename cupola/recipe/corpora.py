@@ -1,5 +1,6 @@
 """The recipe's `corpora:`, where text and conversations come from, one block for each source."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
@@ -16,10 +17,21 @@ Format = Literal["text", "chat", "preference"]
 CALLED: dict[Format, str] = {"text": "documents", "chat": "conversations", "preference": "pairs"}
 """What the documents of a format are called."""
 Generator = Literal[
-    "addition", "reversed_addition", "copying", "reversing", "sorting", "country_questions", "definitions"
+    "addition",
+    "reversed_addition",
+    "copying",
+    "reversing",
+    "sorting",
+    "country_questions",
+    "definitions",
+    "retrieval",
 ]
 READING_GENERATORS = ("country_questions", "definitions")
 """Those that ask what a package or file says; the others make up what they ask."""
+TEXT_GENERATORS = ("retrieval",)
+"""Those that make texts; the others make conversations."""
+WORDS = (200, 1000)
+"""Of a generated text, where the recipe does not say."""
 
 
 class Corpus(Strict):
@@ -48,13 +60,18 @@ class Corpus(Strict):
     python: PythonText | list[PythonText] | None = None
     """What the installed Python carries: always there, offline."""
     generate: Generator | None = None
-    """A program that makes conversations, or with `format: preference` pairs of a right and a wrong answer:
-    sums, lists of words, or questions about what the source beside it holds."""
+    """A program that makes conversations, or with `format: preference` pairs of a right and a wrong answer
+    (sums, lists of words, or questions about what the source beside it holds), or texts that hide something
+    and ask for it (`retrieval`)."""
     items: int | None = Field(default=None, ge=1)
-    """At most so many generated conversations; by default all that there are, or 10,000 where there is no
-    end of them."""
+    """At most so many generated conversations or texts; by default all that there are, or 10,000 where there
+    are many more."""
+    words: list[Annotated[int, Field(ge=100, le=30_000)]] | None = Field(
+        default=None, min_length=2, max_length=2
+    )
+    """The least and the most words of a generated text; by default 200 and 1000."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of the generated conversations: another one gives other words and another order."""
+    """Of what is generated: another one gives other words and another order."""
     format: Format | None = None
     """What a document is: `text`; `chat`, a conversation, or `preference`, a prompt with a chosen and a
     rejected answer, in each record of jsonl, json and parquet files and of Hugging Face datasets. By default
@@ -85,4 +102,26 @@ class Corpus(Strict):
 
     def holds(self) -> Format:
         """What the documents are."""
-        return self.format or ("chat" if self.generate else "text")
+        return self.format or ("chat" if self.generate and self.generate not in TEXT_GENERATORS else "text")
+
+    def length_in_words(self) -> tuple[int, int]:
+        """The least and the most words of a generated text."""
+        least, most = self.words or WORDS
+        return least, most
+
+    def generation_faults(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong) of what does not go with `generate`, or without it."""
+        if self.generate is None:
+            for key in ("items", "seed", "words"):
+                if getattr(self, key):
+                    yield key, "has no effect without generate; remove it"
+            return
+        kinds, makes_text = self.read_from(), self.generate in TEXT_GENERATORS
+        if self.generate not in READING_GENERATORS and kinds:
+            yield kinds[0], f"{self.generate} reads no source; remove it"
+        elif self.format and (self.format == "text") != makes_text:
+            yield "format", f"{self.generate} makes {'texts' if makes_text else 'conversations'}; remove it"
+        if self.words and not makes_text:
+            yield "words", f"{self.generate} makes no texts, whose length this is; remove it"
+        elif self.words and self.words[0] > self.words[1]:
+            yield "words", f"the least, {self.words[0]}, is more than the most, {self.words[1]}; swap them"

@@ -8,10 +8,10 @@ from typing import get_args
 
 import pytest
 
-from cupola.corpus.generators import PROGRAMS, Items
+from cupola.corpus.generators import PROGRAMS, TEXT_PROGRAMS, Items
 from cupola.corpus.generators.items import whole_sentences
 from cupola.errors import InputError
-from cupola.recipe.corpora import READING_GENERATORS, Generator
+from cupola.recipe.corpora import READING_GENERATORS, TEXT_GENERATORS, Generator
 
 
 def country(name: str, **more: object) -> dict[str, object]:
@@ -80,7 +80,8 @@ def items(name: str, seed: int = 0) -> Items:
 
 
 def test_the_recipe_knows_the_programs() -> None:
-    assert set(get_args(Generator)) == set(PROGRAMS)
+    assert set(get_args(Generator)) == set(PROGRAMS) | set(TEXT_PROGRAMS)
+    assert set(TEXT_GENERATORS) == set(TEXT_PROGRAMS)
     assert {name for name, program in PROGRAMS.items() if program.reads} == set(READING_GENERATORS)
     assert all((program.reads is None) == (program.facts is None) for program in PROGRAMS.values())
 

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -22,24 +22,27 @@ Turns = list[str]
 Facts = tuple[str, str]
 """A file that a program reads: its name, and its text as it stands."""
 Choice = TypeVar("Choice")
+Made = TypeVar("Made")
 
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]%\"”’'][.!?])[)\"”’']*(?=\s+[A-Z0-9“\"(‘]|\s*$)")
 _NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|etc|esp|approx|incl|Mr|Dr|St|Mt|No|ca|c)|\b[A-Za-z])\.$")
 
 
 @dataclass(frozen=True)
-class Items:
-    """What a program can make.
+class Items(Generic[Made]):
+    """What a program can make: conversations (`Turns`) or texts.
 
     Attributes:
         size: how many different items there are; None: more than anybody asks for.
-        make: number of an item (0 <= number < size) -> its turns.
+        make: number of an item (0 <= number < size) -> the item.
         unasked: facts that no item asks for, by reason.
+        usual: how many are made where the recipe does not say; None: all.
     """
 
     size: int | None
-    make: Callable[[int], Turns]
+    make: Callable[[int], Made]
     unasked: Counter[str] = field(default_factory=Counter)
+    usual: int | None = None
 
 
 def chosen(options: Sequence[Choice], *key: int | str) -> Choice:

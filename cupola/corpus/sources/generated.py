@@ -1,10 +1,10 @@
-"""`generate:` conversations, or pairs of answers, that a program makes, from its seed alone or from what
+"""`generate:` conversations, pairs of answers, or texts that a program makes: from its seed alone, or from what
 another source holds.
 
 The files that a program reads come by the ordinary keys beside `generate` (`npm: ..., files: ...`), or from
 the program's own package where the recipe names none. Only their text is taken, as it stands; what the
 program can't read is skipped and counted. Items are made one after the other, in the order of their numbers,
-by the process that gathers: 6,000 to 20,000 a second.
+by the process that gathers: 6,000 to 20,000 conversations, or some 250,000 words of text, a second.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cupola.corpus.cleaning import decode
-from cupola.corpus.generators import PROGRAMS, Facts, Items
+from cupola.corpus.generators import PROGRAMS, TEXT_PROGRAMS, Facts, Items, Turns
 from cupola.corpus.generators.items import number_below
 from cupola.corpus.reading import Entry, Portion, Reading, UnreadableFile, whole
 from cupola.corpus.sources import Resolved, Source, Work
@@ -23,9 +23,9 @@ ITEMS = 10_000
 """How many of those programs that have no end of them."""
 TRIES = 20
 """Other questions that are asked for a wrong answer."""
-TOGETHER_ITEMS = 4096
-ITEM_BYTES = 200
-"""What an item counts for in the progress."""
+TOGETHER_ITEMS, TOGETHER_TEXTS = 4096, 256
+ITEM_BYTES, WORD_BYTES = 200, 6
+"""What a conversation, and a word of a text, count for in the progress."""
 
 
 class GeneratedSource:
@@ -33,10 +33,11 @@ class GeneratedSource:
 
     def __init__(self, corpus: Corpus, source_of: Callable[[Corpus], Source]) -> None:
         assert corpus.generate is not None, "made only for blocks that name a program"
-        self.name, self.program = corpus.generate, PROGRAMS[corpus.generate]
+        self.name, self.program = corpus.generate, PROGRAMS.get(corpus.generate)
         self.seed, self.wanted, self.licence = corpus.seed, corpus.items, corpus.licence
+        self.words = corpus.length_in_words()
         self.pairs = corpus.holds() == "preference"
-        block = self.program.facts
+        block = self.program.facts if self.program else None
         if corpus.read_from():
             block = corpus.model_copy(update={"generate": None})
         self.facts = None if block is None else source_of(block)
@@ -48,28 +49,30 @@ class GeneratedSource:
 
     def open(self, workspace: Path, report: Reading) -> Work:
         facts, licence = self._facts(workspace, report)
-        items = self.program.items(self.seed, facts)
+        items: Items[Any]
+        if self.program:
+            items, each = self.program.items(self.seed, facts), ITEM_BYTES
+        else:
+            items, each = TEXT_PROGRAMS[self.name](self.seed, self.words), sum(self.words) // 2 * WORD_BYTES
         report.dropped.update(items.unasked)
-        number = self.wanted or ITEMS
-        if items.size is not None:
-            if self.wanted and self.wanted > items.size:
-                line = f"{self.wanted:,} items are asked for, and there are {items.size:,}"
-                report.warnings.append(line)
-            number = min(self.wanted or items.size, items.size)
-        return Work(self._portions(items, number, licence), number * ITEM_BYTES)
+        number = self.wanted or items.usual or items.size or ITEMS
+        if items.size is not None and number > items.size:
+            report.warnings.append(f"{number:,} items are asked for, and there are {items.size:,}")
+            number = items.size
+        return Work(self._portions(items, number, each, licence), number * each)
 
-    def _portions(self, items: Items, number: int, licence: str) -> Iterator[Portion]:
+    def _portions(self, items: Items[Any], number: int, each: int, licence: str) -> Iterator[Portion]:
         source = f"generate:{self.name}"
         entry = Entry(Path(), source, "ready", source, licence, 0)
-        for first in range(0, number, TOGETHER_ITEMS):
-            places = range(first, min(first + TOGETHER_ITEMS, number))
-            record = self._pair if self.pairs else _conversation
-            records = [(f"{source}:{place}", record(items, place)) for place in places]
-            yield Portion([entry], len(places) * ITEM_BYTES, ready=records)
+        together = TOGETHER_ITEMS if self.program else TOGETHER_TEXTS
+        for first in range(0, number, together):
+            places = range(first, min(first + together, number))
+            records = [(f"{source}:{place}", self._ready(items, place)) for place in places]
+            yield Portion([entry], len(places) * each, ready=records)
 
     def _facts(self, workspace: Path, report: Reading) -> tuple[list[Facts], str]:
         """What the program reads, and its licence."""
-        if self.facts is None:
+        if self.facts is None or self.program is None:
             return [], self.licence or "made by a program, no rights claimed"
         pieces: dict[str, list[bytes]] = {}
         licences: dict[str, None] = {}
@@ -89,15 +92,19 @@ class GeneratedSource:
         facts = [(name, decode(b"".join(parts)).text) for name, parts in pieces.items()]
         return facts, self.licence or ", ".join(licences)
 
-    def _pair(self, items: Items, place: int) -> dict[str, Any]:
+    def _ready(self, items: Items[Any], place: int) -> Any:
+        """An item as a text or a record."""
+        if self.program is None:
+            return items.make(place)
+        if not self.pairs:
+            return {"messages": _messages(items.make(place))}
         *turns, right = items.make(place)
-        wrong = (
-            self.program.mistake(turns[-1], right) if self.program.mistake else _other(items, place, right)
-        )
+        mistake = self.program.mistake
+        wrong = mistake(turns[-1], right) if mistake else _other(items, place, right)
         return {"prompt": _messages(turns), "chosen": right, "rejected": wrong}
 
 
-def _other(items: Items, place: int, answer: str) -> str:
+def _other(items: Items[Turns], place: int, answer: str) -> str:
     """What is answered to another question; where all answers are the same, that one, and it is dropped."""
     size = items.size or ITEMS
     for attempt in range(TRIES):
@@ -105,10 +112,6 @@ def _other(items: Items, place: int, answer: str) -> str:
         if other != answer:
             return other
     return answer
-
-
-def _conversation(items: Items, place: int) -> dict[str, Any]:
-    return {"messages": _messages(items.make(place))}
 
 
 def _messages(turns: list[str]) -> list[dict[str, str]]:

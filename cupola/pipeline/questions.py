@@ -1,0 +1,101 @@
+"""Questions that a run was not trained on, whose answers a program can check.
+
+A task is a corpus of the run's recipe that such a program made: its held-out conversations are the questions.
+Or it is a program's name: if one corpus of the recipe is of that program, this corpus is meant, since another
+seed would ask again what was trained on; else the program asks by a seed that no corpus has.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cupola.chat.conversation import from_json
+from cupola.corpus import documents, gather
+from cupola.corpus.generators import PROGRAMS
+from cupola.display import Display
+from cupola.errors import InputError
+from cupola.evaluate.tasks import Question
+from cupola.recipe.corpora import Corpus
+from cupola.recipe.schema import Recipe
+
+CHECKED = {name: program.check for name, program in PROGRAMS.items() if program.check is not None}
+"""The programs whose answers can be checked."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Questions of one task.
+
+    Attributes:
+        check: question and answer -> is it right?
+        source: where they come from, for people.
+    """
+
+    questions: list[Question]
+    check: Callable[[str, str], bool]
+    source: str
+
+
+def find_exam(recipe: Recipe, sources: Mapping[str, Any], task: str, number: int, display: Display) -> Exam:
+    """At most `number` questions of a task.
+
+    Args:
+        sources: what the run recorded of its sources; it is said if one has changed since.
+
+    Raises:
+        InputError: no such task; its answers can't be checked; nothing was held out of it.
+    """
+    name = _corpus_of(recipe, task)
+    if name is not None:
+        return _heldout(name, recipe.corpora[name], sources.get(name), number, display)
+    seeds = {block.seed for corpus in recipe.corpora.values() for block in _with_fallbacks(corpus)}
+    seed = next(seed for seed in itertools.count() if seed not in seeds)
+    items = PROGRAMS[task].items(seed, [])
+    numbers = range(number if items.size is None else min(number, items.size))
+    asked = [Question(*items.make(place)[:2]) for place in numbers]
+    return Exam(asked, CHECKED[task], f"{task}, seed {seed}")
+
+
+def _corpus_of(recipe: Recipe, task: str) -> str | None:
+    """The corpus that a task means; None: the program itself."""
+    if task in recipe.corpora:
+        if recipe.corpora[task].generate not in CHECKED:
+            raise InputError(f"corpus {task} is of no program that can check answers ({', '.join(CHECKED)})")
+        return task
+    if task not in CHECKED:
+        raise InputError(
+            f"{task} is no corpus of this run, and no program that can check answers ({', '.join(CHECKED)})"
+        )
+    own = [name for name, corpus in recipe.corpora.items() if corpus.generate == task]
+    if len(own) > 1:
+        raise InputError(f"{task} made several corpora of this run; name one of {', '.join(own)}")
+    return own[0] if own else None
+
+
+def _with_fallbacks(corpus: Corpus | None) -> Iterator[Corpus]:
+    while corpus is not None:
+        yield corpus
+        corpus = corpus.fallback
+
+
+def _heldout(name: str, corpus: Corpus, recorded: Any, number: int, display: Display) -> Exam:
+    assert corpus.generate is not None
+    gathered = gather(name, corpus, display)
+    if recorded and _digest(recorded) != _digest(gathered.facts):
+        display.warn(
+            f"corpus {name} has changed since this run: what is held out now is not what it was, and the"
+            " model may have been trained on it"
+        )
+    found = []
+    for document in itertools.islice(documents(gathered.path, "heldout"), number):
+        question, answer, *_ = from_json(document.text).messages
+        found.append(Question(question.content, answer.content))
+    if not found:
+        raise InputError(f"corpus {name} holds nothing out, so it has no question that was not trained on")
+    return Exam(found, CHECKED[corpus.generate], f"held-out questions of {name}")
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of a source's held-out documents."""
+    return str(facts["files"]["heldout.parquet"]["sha256"])
