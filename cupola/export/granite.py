@@ -111,8 +111,8 @@ class Granite:
         if experts:
             fields |= balance_fields(experts)
         if model.positions == "rope":
-            fields |= rope_fields(model.rope)
-        if model.max_positions is not None:
+            fields |= rope_fields(model)
+        elif model.max_positions is not None:
             fields["max_position_embeddings"] = model.max_positions
         return fields
 

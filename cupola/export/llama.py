@@ -109,15 +109,13 @@ class Llama:
             "intermediate_size": sizes.feedforward,
             "hidden_act": "silu",
             "rms_norm_eps": model.norm_epsilon,
-            **rope_fields(model.rope),
+            **rope_fields(model),
             **self._window_fields(model),
         }
         if self.biases == "stated":
             fields["attention_bias"] = model.attention_bias
         if self.feedforward_bias:
             fields["mlp_bias"] = model.feedforward_bias
-        if model.max_positions is not None:
-            fields["max_position_embeddings"] = model.max_positions
         return fields | (self.mixture.fields(model) if self.mixture else {})
 
     def _window_fields(self, model: Model) -> dict[str, Any]:

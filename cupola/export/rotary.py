@@ -3,24 +3,32 @@
 from typing import Any
 
 from cupola.export.config import Config
-from cupola.recipe.model import Rope
+from cupola.recipe.model import Model
+from cupola.recipe.rotary import ORIGINAL, Rope
 
-ORIGINAL = "original_max_position_embeddings"
-"""The context before stretching; where a file states it outside of the mapping too, that one counts."""
-STRETCHED = ("low_freq_factor", "high_freq_factor", ORIGINAL)
+CONTEXT = "max_position_embeddings"
+"""The context that a file is for; to `dynamic`, the one before stretching."""
+YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
+STATED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", ORIGINAL, *YARN),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL),
+}
+"""What a file says of each kind, beside the base."""
 
 
-def rope_fields(rope: Rope) -> dict[str, Any]:
-    """The fields of `config.json`, in both spellings."""
-    fields: dict[str, Any] = {"rope_type": rope.rope_type, "rope_theta": rope.rope_theta}
-    if rope.rope_type != "default":
-        fields["factor"] = rope.factor
-    if rope.rope_type == "llama3":
-        fields |= {name: getattr(rope, name) for name in STRETCHED}
-    found = {"rope_parameters": fields, "rope_theta": rope.rope_theta}
+def rope_fields(model: Model) -> dict[str, Any]:
+    """The fields of `config.json`, in both spellings, and the context if the model's settings have one."""
+    rope = model.rope
+    stated = {name: value for name in STATED[rope.rope_type] if (value := getattr(rope, name)) is not None}
+    fields: dict[str, Any] = {"rope_type": rope.rope_type, "rope_theta": rope.rope_theta, **stated}
+    found: dict[str, Any] = {"rope_parameters": fields, "rope_theta": rope.rope_theta}
     if rope.rope_type != "default":
         found["rope_scaling"] = {key: value for key, value in fields.items() if key != "rope_theta"}
-    return found
+    context = rope.original_max_position_embeddings if rope.rope_type == "dynamic" else model.max_positions
+    return found if context is None else {**found, CONTEXT: context}
 
 
 def read_rope(config: Config, default_theta: float, max_positions: int | None) -> Rope:
@@ -31,8 +39,8 @@ def read_rope(config: Config, default_theta: float, max_positions: int | None) -
         max_positions: its context, which is the one before stretching unless that is stated.
 
     Raises:
-        InputError: a kind that Cupola does not compute (yarn, longrope, dynamic, partial rotation, one for
-            each kind of layer, ...), or a number that its kind needs is missing.
+        InputError: a kind that Cupola does not compute (longrope, partial rotation, one for each kind of
+            layer, ...), or a number that its kind needs is missing.
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     value = config.get(name, {})
@@ -49,17 +57,29 @@ def read_rope(config: Config, default_theta: float, max_positions: int | None) -
     theta = fields.number("rope_theta", default_theta)
     if kind == "default":
         return Rope(rope_theta=theta)
-    if kind == "linear":
-        return Rope(rope_theta=theta, rope_type="linear", factor=fields.number("factor", None))
-    if kind != "llama3":
-        fields.refuse("rope_type", kind, "is not computed by Cupola (default, linear, llama3)")
-    return Rope(
-        rope_theta=theta,
-        rope_type="llama3",
-        factor=fields.number("factor", None),
-        low_freq_factor=fields.number("low_freq_factor", None),
-        high_freq_factor=fields.number("high_freq_factor", None),
-        original_max_position_embeddings=config.integer(
-            ORIGINAL, default=fields.integer(ORIGINAL, default=max_positions)
-        ),
-    )
+    if kind not in list(STATED):
+        fields.refuse("rope_type", kind, f"is not computed by Cupola ({', '.join(STATED)})")
+    found: dict[str, Any] = {"rope_theta": theta, "rope_type": kind}
+    implied = None
+    if kind == "dynamic":
+        found[ORIGINAL] = max_positions
+    elif kind != "linear":
+        found[ORIGINAL] = config.integer(ORIGINAL, default=fields.integer(ORIGINAL, default=max_positions))
+    if kind == "llama3":
+        found |= {name: fields.number(name, None) for name in ("low_freq_factor", "high_freq_factor")}
+    elif kind == "yarn":
+        found |= _yarn(fields)
+        # Without a factor, as in DeepSeek's files, it is what the two contexts say.
+        implied = max_positions / found[ORIGINAL] if max_positions else None
+    return Rope(factor=fields.number("factor", implied), **found)
+
+
+def _yarn(fields: Config) -> dict[str, Any]:
+    """What only yarn has; as to transformers, a number that is absent or 0 is as by default."""
+    names = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    found: dict[str, Any] = {name: value for name in names if (value := fields.number(name, 0.0, zero=True))}
+    if fields.get("attention_factor") is not None:
+        found["attention_factor"] = fields.number("attention_factor", None)
+    if "attention_factor" in found or not {"mscale", "mscale_all_dim"} <= found.keys():
+        found = {name: value for name, value in found.items() if not name.startswith("mscale")}
+    return {**found, "truncate": fields.flag("truncate", True)}

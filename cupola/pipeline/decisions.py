@@ -128,14 +128,13 @@ def _precision(
         return recipe.precision, "as the recipe says"
     if "precision" in recorded:
         return recorded["precision"], recorded["why"]
-    stage = next(iter(recipe.stages.values()))
-    assert stage.sequence_length is not None
-    length = max(stage.sequence_length.values)
-    cost = table.flops_per_token(recipe.model, vocabulary, length)
+    name, stage = next(iter(recipe.stages.items()))
+    model, length = recipe.model_of(name), stage.longest_row()
+    cost = table.flops_per_token(model, vocabulary, length)
     rows, length = sample_shape(length, microbatch_tokens, cost)
     title = f"measuring bf16 against fp32 on {rows} x {length} tokens"
     with display.task(title, total=PASSES, unit="passes") as task:
-        module = build(recipe.model, vocabulary, recipe.seed, device)
+        module = build(model, vocabulary, recipe.seed, device)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(vocabulary, (rows, length + 1), generator=generator)
         microbatch = Microbatch.of_rows(tokens).to(device)

@@ -62,7 +62,7 @@ def export_run(
 
 
 def _write(opened: OpenRun, out: Path, dtype: Dtype, kind: Kind | None, display: Display) -> str:
-    model = opened.recipe.model
+    model = opened.model
     if kind is None:
         kind = "rwkv" if model.family == "rwkv7" else "huggingface"
     format_of = formats.name_for if kind == "huggingface" else rwkv7.name_for

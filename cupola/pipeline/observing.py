@@ -18,7 +18,7 @@ from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision
 from cupola.pipeline.folder import StageFolder
 from cupola.pipeline.judging import Judge, Subject
-from cupola.pipeline.prepare import Prepared, heldout_texts, row_length
+from cupola.pipeline.prepare import Prepared, heldout_texts
 from cupola.recipe.schema import Evaluate, Stage
 
 TEMPERATURE = 0.8  # of samples
@@ -46,7 +46,7 @@ class Observer:
         display: Display,
     ) -> None:
         self.folder, self.settings, self.prepared, self.module = folder, settings, prepared, module
-        self.sequence_length = row_length(stage)
+        self.sequence_length = stage.longest_row()
         self.judge = judge
         self.precision, self.seed, self.display = precision, seed, display
         self._chosen: dict[str, list[str]] = {}

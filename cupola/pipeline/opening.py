@@ -22,9 +22,10 @@ from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision, default_device
 from cupola.paths import cache_root
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run, trained_again
-from cupola.pipeline.prepare import heldout_texts, prepare, row_length
+from cupola.pipeline.prepare import heldout_texts, prepare
 from cupola.pipeline.records import DONE, IMPORTED
 from cupola.recipe.loading import load
+from cupola.recipe.model import Model
 from cupola.recipe.schema import Recipe
 
 
@@ -35,6 +36,7 @@ class OpenRun:
     Attributes:
         answers: whether its stage has learnt from conversations.
         template: how conversations are written down.
+        model: as its stage trained it, with the rotary positions that are in force there.
         sequence_length: the longest row that its stage was trained with.
         precision: "fp32" or "bf16", as the run was trained.
     """
@@ -46,6 +48,7 @@ class OpenRun:
     facts: dict[str, Any]
     tokenizer: Tokenizer
     template: ChatTemplate
+    model: Model
     module: LanguageModel
     answers: bool
     sequence_length: int
@@ -90,10 +93,13 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
     recipe = _recipe(folder)
     tokenizer = _tokenizer(folder)
     device = default_device()
-    module = build(recipe.model, loaded.facts["vocabulary"], seed=0, device=device)
+    try:
+        model, length = _model_and_row(folder, recipe, stage_folder)
+    except KeyError:
+        raise InputError(_foreign(folder, stage_folder, loaded)) from None
+    module = build(model, loaded.facts["vocabulary"], seed=0, device=device)
     try:
         module.load_state_dict(loaded.weights)
-        length = _row_length(folder, recipe, stage_folder)
         same_tokenizer = loaded.facts["tokenizer"] == tokenizer.fingerprint
     except (RuntimeError, KeyError):
         same_tokenizer = False
@@ -108,6 +114,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         facts=loaded.facts,
         tokenizer=tokenizer,
         template=_template(folder),
+        model=model,
         module=module,
         answers=not folder.imported and recipe.stages[stage_folder.name].reads != "text",
         sequence_length=length,
@@ -160,11 +167,12 @@ def _template(folder: RunFolder) -> ChatTemplate:
     return load_template(path if path.is_file() else None)
 
 
-def _row_length(folder: RunFolder, recipe: Recipe, stage: StageFolder) -> int:
-    """The longest row of a stage; KeyError where the recipe has no such stage."""
+def _model_and_row(folder: RunFolder, recipe: Recipe, stage: StageFolder) -> tuple[Model, int]:
+    """The model of a stage, and its longest row; KeyError where the recipe has no such stage."""
     if imported := folder.facts().get(IMPORTED):
-        return int(imported["sequence_length"])
-    return row_length(recipe.stages[stage.name])
+        length = int(imported["sequence_length"])
+        return recipe.model.stretched(None, length), length
+    return recipe.model_of(stage.name), recipe.stages[stage.name].longest_row()
 
 
 def _find(

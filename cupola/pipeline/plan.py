@@ -125,7 +125,7 @@ def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision:
     return storage.digest(
         {
             "seed": recipe.seed,
-            "model": recipe.model.model_dump(mode="json"),
+            "model": recipe.model_of(name).model_dump(mode="json"),
             "vocabulary": prepared.vocabulary,
             "precision": precision,
             "tokenizer": prepared.tokenizer.fingerprint,
@@ -140,8 +140,8 @@ def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision:
 
 def _shaping(stage: Stage) -> dict[str, Any]:
     """The stage's settings that have an effect, and the code of its rewards; whose weights it begins with is
-    in its parent's key."""
-    apart = {"parent": None, "preference": stage.objective == "dpo", "policy": stage.samples}
+    in its parent's key, and its rotary positions are the model's."""
+    apart = {"parent": None, "rope": None, "preference": stage.objective == "dpo", "policy": stage.samples}
     settings = stage.model_dump(mode="json", exclude={key for key, counts in apart.items() if not counts})
     return settings | ({"rewards": code_of(stage.policy.rewards)} if stage.samples else {})
 

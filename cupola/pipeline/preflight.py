@@ -25,7 +25,7 @@ from cupola.models.stack import LanguageModel
 from cupola.parallel.device import autocast, peak_memory, reset_peak_memory, synchronize, total_memory
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
-from cupola.pipeline.prepare import Prepared, row_length
+from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.stage import stage_clock, stage_notes, stage_order
 from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Recipe, Stage
@@ -85,7 +85,7 @@ def preflight(recipe: Recipe, prepared: Prepared | None, decisions: Decisions, d
             clock, order = _clock_and_order(recipe, name, stage, prepared)
             checks.append(_check_stage(recipe, name, stage, clock, order, prepared, decisions))
             if not stage.samples:  # questions are meant to be asked again
-                notes += stage_notes(name, clock, order)
+                notes += stage_notes(recipe, name, clock, order)
                 warnings += order.warnings() if order else []
             if order is not None:
                 fingerprints.append(order.fingerprint())
@@ -107,7 +107,7 @@ def _check_stage(
 ) -> StageCheck:
     device = torch.device(decisions.device)
     reset_peak_memory(device)
-    module = build(recipe.model, decisions.vocabulary, recipe.seed, device)
+    module = build(recipe.model_of(name), decisions.vocabulary, recipe.seed, device)
     optimizer = optim.build(module, stage.optimizer)
     objective = objectives.build(stage, dry_run=True)
     engine = LocalEngine(module, decisions.precision, device)
@@ -179,7 +179,7 @@ def _first_microbatches(
         if length in found:
             continue
         if order is None or prepared is None or stage.samples:
-            row = row_length(stage) if stage.samples else length
+            row = stage.longest_row() if stage.samples else length
             wanted = decisions.microbatch_tokens if stage.samples else boundary - position
             rows = max(1, min(wanted, decisions.microbatch_tokens) // row)
             generator = torch.Generator().manual_seed(position)
@@ -225,8 +225,8 @@ def _overfit(recipe: Recipe, decisions: Decisions, check: StageCheck) -> None:
     Random tokens will do: what is tested is the model and its backward pass, not the text.
     """
     device = torch.device(decisions.device)
-    stage = next(iter(recipe.stages.values()))
-    module = build(recipe.model, decisions.vocabulary, recipe.seed, device)
+    name, stage = next(iter(recipe.stages.items()))
+    module = build(recipe.model_of(name), decisions.vocabulary, recipe.seed, device)
     engine = LocalEngine(module, decisions.precision, device)
     objective = objectives.NextToken()
     optimizer = torch.optim.AdamW(module.parameters(), lr=OVERFIT_LEARNING_RATE, weight_decay=0.0)

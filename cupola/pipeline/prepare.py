@@ -59,7 +59,7 @@ class Prepared:
 
     def questions(self, stage: Stage, split: Split, display: Display | None = None) -> dict[str, Questions]:
         """The questions of a stage that answers them, by source; those that leave room for an answer."""
-        longest = row_length(stage) - stage.policy.max_completion_length
+        longest = stage.longest_row() - stage.policy.max_completion_length
         return {
             source: read_questions(
                 source,
@@ -97,7 +97,7 @@ class Prepared:
         return found
 
     def _folder(self, stage: Stage, source: str) -> Path:
-        return self.stores[source] if source in self.stores else self.packed[source, row_length(stage)]
+        return self.stores[source] if source in self.stores else self.packed[source, stage.longest_row()]
 
     def heldout_facts(self) -> dict[str, dict[str, str]]:
         """Of each source of text: its folder in the cache, and the SHA-256 of its held-out text."""
@@ -124,12 +124,6 @@ def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:
         )
 
 
-def row_length(stage: Stage) -> int:
-    """The longest row of a stage; the only one, where its rows are packed."""
-    assert stage.sequence_length is not None
-    return max(stage.sequence_length.values)
-
-
 def prepare(recipe: Recipe, display: Display) -> Prepared:
     """Gather, tokenize and store every source that a stage reads."""
     sources = recipe.sources()
@@ -144,7 +138,8 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
     _check_vocabulary(recipe, tokenizer)
     template = load_template(recipe.tokenizer.chat_template)
     stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources if name in texts}
-    wanted_rows = {(name, row_length(stage)) for stage in recipe.stages.values() for name in stage.sources()}
+    stages = recipe.stages.values()
+    wanted_rows = {(name, stage.longest_row()) for stage in stages for name in stage.sources()}
     packed = {
         (name, length): encode_records(
             records[name], Writing(tokenizer, template, formats[name], length), display, name

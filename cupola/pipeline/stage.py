@@ -31,9 +31,10 @@ from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.judging import Judge, PairsJudge, RewardJudge
 from cupola.pipeline.observing import Observer
 from cupola.pipeline.plan import PlannedStage, final_checkpoint
-from cupola.pipeline.prepare import Prepared, row_length
+from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.records import DONE
 from cupola.pipeline.reference import References
+from cupola.recipe import rotary
 from cupola.recipe.clock import Clock
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Recipe, Stage
@@ -53,8 +54,7 @@ def stage_clock(stage: Stage, sources: Sources) -> Clock:
     """The stage's clock; an epoch ends when the first source has been seen once."""
     lengths = {name: source.length for name, source in sources.items()}
     counted = stage.on_clock()
-    assert counted.sequence_length is not None
-    return Clock(counted, epoch_tokens(lengths, stage.data, max(counted.sequence_length.values)))
+    return Clock(counted, epoch_tokens(lengths, stage.data, counted.longest_row()))
 
 
 def stage_order(recipe: Recipe, name: str, stage: Stage, stores: Sources, clock: Clock) -> Order:
@@ -78,9 +78,12 @@ def pause_position(name: str, clock: Clock, asked: Quantity) -> int:
     return tokens
 
 
-def stage_notes(name: str, clock: Clock, order: Order | None) -> list[str]:
-    """What a person should hear before a stage starts; without data of its batches only."""
-    return [f"stage {name!r}: {note}" for note in clock.notes()] + (order.notes() if order else [])
+def stage_notes(recipe: Recipe, name: str, clock: Clock, order: Order | None) -> list[str]:
+    """What a person should hear before a stage starts; without data of its batches and positions only."""
+    stage = recipe.stages[name]
+    positions = rotary.notes(stage.rope or recipe.model.rope, recipe.model_of(name).rope, stage.longest_row())
+    notes = [f"stage {name!r}: {note}" for note in [*clock.notes(), *positions]]
+    return notes + (order.notes() if order else [])
 
 
 class StageRun:
@@ -104,7 +107,8 @@ class StageRun:
         sources: Sources = {**self.stores, **self.questions}
         self.clock = stage_clock(self.stage, sources)
         self.order = stage_order(recipe, planned.name, self.stage, sources, self.clock)
-        self.module = build(recipe.model, prepared.vocabulary, recipe.seed, device)
+        self.model = recipe.model_of(planned.name)
+        self.module = build(self.model, prepared.vocabulary, recipe.seed, device)
         self.optimizer: optim.AdamW = optim.build(self.module, self.stage.optimizer)
         self.objective = objectives.build(self.stage)
         self.engine = LocalEngine(self.module, decisions.precision, device)
@@ -148,7 +152,7 @@ class StageRun:
         if not self.stage.samples:  # questions are meant to be asked again
             for warning in self.order.warnings():
                 self.display.warn(warning)
-            for note in stage_notes(self.planned.name, self.clock, self.order):
+            for note in stage_notes(self.recipe, self.planned.name, self.clock, self.order):
                 self.display.say(note)
         result = train_stage(replace(self._setup(start), stop_at=stop_at), self.display)
         if result.paused:
@@ -163,7 +167,7 @@ class StageRun:
         if self.stage.samples and self.stage.policy.beta:
             assert self.planned.parent is not None, "the recipe's checks see to it"
             device = torch.device(self.decisions.device)
-            self.parent_module = build(self.recipe.model, self.prepared.vocabulary, self.recipe.seed, device)
+            self.parent_module = build(self.model, self.prepared.vocabulary, self.recipe.seed, device)
             weights = checkpoint.load(final_checkpoint(self.planned.parent), with_optimizer=False).weights
             self.parent_module.load_state_dict(weights)
             self.parent_module.eval().requires_grad_(False)
@@ -239,7 +243,7 @@ class StageRun:
         self.files.record(compiled=bool(compiled))
 
     def _setup(self, start: Progress) -> StageSetup:
-        model, vocabulary = self.recipe.model, self.prepared.vocabulary
+        model, vocabulary = self.model, self.prepared.vocabulary
         self.observer = Observer(
             self.files,
             self.recipe.evaluate,
@@ -302,7 +306,7 @@ class StageRun:
                 Rewards(self.stage.policy.rewards),
                 self.answerer,
                 self.parent_module,
-                row_length(self.stage),
+                self.stage.longest_row(),
                 self.decisions.microbatch_tokens,
                 position,
             )

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cupola.errors import InputError
-from cupola.recipe import parametrisation
+from cupola.recipe import parametrisation, rotary
 from cupola.recipe.alignment import Policy, Preference
 from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.corpora import CALLED, KINDS, Corpus, Format
 from cupola.recipe.curve import Curve
 from cupola.recipe.document import Key
-from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model, Rope
+from cupola.recipe.model import ATTENTION_ONLY, FAMILIES, Experts, Model
+from cupola.recipe.rotary import Rope
 from cupola.recipe.schema import LARGEST_BF16_DECAY, LearningRate, Optimizer, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
@@ -213,7 +214,7 @@ def _attention(model: Model, mixers: set[str]) -> Iterator[Problem]:
     if model.positions == "learned":
         yield from _learned(model)
     elif model.positions == "rope":
-        yield from _rope(model.rope)
+        yield from _rope(("model", "rope"), model.rope, model)
     elif "rope" in model.model_fields_set:
         yield Problem(("model", "rope"), "has no effect with positions none; remove it")
 
@@ -269,17 +270,12 @@ def _learned(model: Model) -> Iterator[Problem]:
         yield Problem(("model", "rope"), "has no effect on learned positions; remove it")
 
 
-def _rope(rope: Rope) -> Iterator[Problem]:
-    path = ("model", "rope")
-    if rope.rope_type == "default" and rope.factor != 1:
-        yield Problem((*path, "factor"), "has no effect without rope_type linear or llama3")
-    if rope.rope_type == "llama3":
-        if rope.original_max_position_embeddings is None:
-            yield Problem(path, "rope_type llama3 needs original_max_position_embeddings")
-        if rope.low_freq_factor >= rope.high_freq_factor:
-            yield Problem(
-                (*path, "low_freq_factor"), f"must be below high_freq_factor {rope.high_freq_factor}"
-            )
+def _rope(path: tuple[str, ...], rope: Rope, model: Model) -> Iterator[Problem]:
+    if not model.is_rotary():
+        yield Problem(path, "has no effect: the model has no rotary attention; remove it")
+        return
+    for key, message in rotary.faults(rope, model.sizes().head_width):
+        yield Problem((*path, key) if key else path, message)
 
 
 def _scale(recipe: Recipe) -> Iterator[Problem]:
@@ -298,6 +294,8 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
     yield from _read_by(stage.objective, stage.reads, (*path, "data"), stage.sources(), recipe)
     if stage.optimizer and (before is None or stage.optimizer != before.optimizer):
         yield from _optimizer((*path, "optimizer"), stage.optimizer)
+    if stage.rope and (before is None or stage.rope != before.rope):
+        yield from _rope((*path, "rope"), stage.rope, recipe.model)
     yield from _carry(path, stage, before)
     if stage.reads != "text":
         yield from _packed(path, stage)
@@ -306,7 +304,7 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
     if fault := length_fault(stage.sequence_length.values):
         yield Problem((*path, "sequence_length"), fault)
         return
-    longest = max(stage.sequence_length.values)
+    longest = stage.longest_row()
     positions = recipe.model.max_positions
     if recipe.model.positions == "learned" and positions and longest > positions:
         yield Problem(

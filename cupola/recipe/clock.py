@@ -93,8 +93,8 @@ class Clock:
         _check_changes(stage, self.total)
 
     def _length(self, what: str, asked: Quantity) -> int:
-        """A part of the stage, in tokens, from its beginning."""
-        tokens = self.tokens_of(asked)
+        """A part of the stage, in tokens, from its beginning; of a stage of a few tokens at least one."""
+        tokens = max(self.tokens_of(asked), 1 if asked.amount else 0)
         if asked.unit == "steps" and asked.amount > self.step_count:
             raise InputError(f"a {what} of {asked} is longer than the stage ({self.step_count:,} steps)")
         if tokens > max(self.total, self.end):

@@ -1,12 +1,14 @@
 """What a stage leaves out: taken over from the stage before it, or a default.
 
 Sequence length, batch and optimizer pass on to the next stage of the same objective; a schedule passes on
-its last value, since a ramp is climbed once. The first stage of an objective has the defaults below.
+its last value, since a ramp is climbed once. The first stage of an objective has the defaults below. Rotary
+positions pass on to every stage, since the weights that they go with do.
 """
 
 from cupola.recipe.curve import Piecewise
 from cupola.recipe.model import Model
 from cupola.recipe.quantity import Quantity
+from cupola.recipe.rotary import STRETCHED, Rope, taken_over
 from cupola.recipe.schema import Optimizer, Recipe, Stage
 
 SEQUENCE_LENGTH = 1024
@@ -17,12 +19,30 @@ al. 2020, table 2.1) had 0.5M for 125M parameters and 3.2M for 175B."""
 
 
 def fill_stages(recipe: Recipe) -> Recipe:
-    """The recipe with sequence length, batch and optimizer of every stage stated."""
+    """The recipe with sequence length, batch and optimizer of every stage stated, and rotary positions from
+    the first stage on that states some."""
     before: dict[str, Stage] = {}
     stages = {}
     for name, stage in recipe.stages.items():
         stages[name] = before[stage.objective] = _fill(stage, before.get(stage.objective), recipe.model)
-    return recipe.model_copy(update={"stages": stages})
+    return recipe.model_copy(update={"stages": _with_rope(recipe, stages)})
+
+
+def _with_rope(recipe: Recipe, stages: dict[str, Stage]) -> dict[str, Stage]:
+    """The stages with the rotary positions that they state, or that their weights were trained with."""
+    passed_on: dict[str | None, tuple[Rope | None, Rope, int | None]] = {}
+    found = {}
+    for name, stage in stages.items():
+        stated, rope, unstretched = passed_on.get(recipe.parent_of(name), (None, recipe.model.rope, None))
+        if "weights" not in stage.carry:
+            unstretched = None
+        if stage.rope is not None:
+            stated = rope = taken_over(stage.rope, rope, unstretched)
+        if rope.rope_type not in STRETCHED:
+            unstretched = max(unstretched or 0, stage.longest_row())
+        passed_on[name] = stated, rope, unstretched
+        found[name] = stage.model_copy(update={"rope": stated})
+    return found
 
 
 def _fill(stage: Stage, before: Stage | None, model: Model) -> Stage:

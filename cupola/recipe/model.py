@@ -14,24 +14,8 @@ from pydantic import (
 )
 
 from cupola.recipe.parametrisation import Multipliers, Parametrisation, multipliers
+from cupola.recipe.rotary import Rope
 from cupola.recipe.strict import Strict, round_up
-
-
-class Rope(Strict):
-    """Rotary position embedding (Su et al. 2021), with Hugging Face's names."""
-
-    rope_theta: float = Field(default=10000.0, gt=0)
-    """The base of the angles."""
-    rope_type: Literal["default", "linear", "llama3"] = "default"
-    """How long contexts are reached."""
-    factor: float = Field(default=1.0, ge=1)
-    """By how much the context is stretched."""
-    low_freq_factor: float = 1.0
-    """llama3 only."""
-    high_freq_factor: float = 4.0
-    """llama3 only."""
-    original_max_position_embeddings: int | None = None
-    """llama3 only: the context before stretching."""
 
 
 class Mamba(Strict):
@@ -320,6 +304,19 @@ class Model(Strict):
             key_value_heads=self.key_value_heads or heads,
             feedforward=self.feedforward or round_up(default, 64),
         )
+
+    def is_rotary(self) -> bool:
+        """Whether some block turns queries and keys by their positions."""
+        return self.positions == "rope" and not {"attention", "sliding_attention"}.isdisjoint(self.mixers())
+
+    def stretched(self, rope: Rope | None, context: int) -> "Model":
+        """The model with other rotary positions (None: its own), settled for a context of so many tokens."""
+        if not self.is_rotary():
+            return self
+        settled = (rope or self.rope).at(context, self.sizes().head_width)
+        if settled == self.rope:
+            return self
+        return self.model_copy(update={"rope": settled, "max_positions": context})
 
     def multipliers(self) -> Multipliers:
         """The constants of the forward pass, those of the parametrisation included."""

@@ -16,6 +16,7 @@ from cupola.recipe.corpora import Corpus, Format
 from cupola.recipe.curve import Curve, Piecewise
 from cupola.recipe.model import Model
 from cupola.recipe.quantity import Quantity
+from cupola.recipe.rotary import Rope
 from cupola.recipe.strict import Share, Strict
 from cupola.recipe.variables import escaped, unescaped
 
@@ -268,7 +269,8 @@ class LearningRate(Strict):
 class Stage(Strict):
     """One phase of the curriculum: its data, horizon, objective and learning rate.
 
-    Sequence length, batch and optimizer pass on to the next stage of the same objective unless stated.
+    Sequence length, batch and optimizer pass on to the next stage of the same objective unless stated,
+    rotary positions to the next of any.
     """
 
     objective: Objective = "next_token"
@@ -286,6 +288,8 @@ class Stage(Strict):
     sequence_length: Lengths | None = None
     """Tokens in a row; may grow: `{0%: 128, 40%: 256}`, or `{points: {0%: 512, 50%: 4096}, between: linear}`
     in steps of the smallest, or of `multiple: 256`."""
+    rope: Rope | None = None
+    """Rotary positions from this stage on, for rows longer than before: `{rope_type: yarn, factor: 8}`."""
     batch_tokens: Lengths | None = None
     """Tokens in a step; may grow likewise, to any size: `{0%: 4096, 50%: 16384}`."""
     optimizer: Optimizer | None = None
@@ -320,6 +324,11 @@ class Stage(Strict):
     def reads(self) -> Format:
         """What the documents of its sources are."""
         return READS[self.objective]
+
+    def longest_row(self) -> int:
+        """Tokens of the longest row; of the only one, where it learns from conversations."""
+        assert self.sequence_length is not None
+        return max(self.sequence_length.values)
 
     def sources(self) -> list[str]:
         """The corpora that the stage reads at some time, sorted."""
@@ -364,6 +373,19 @@ class Recipe(Strict):
         names = list(self.stages)
         before = names[: names.index(name)]
         return self.stages[name].parent or (before[-1] if before else None)
+
+    def model_of(self, stage: str) -> Model:
+        """The model as a stage trains it: with the rotary positions that are in force there.
+
+        Where those are not the model's own, `max_positions` is the context that its weights have come to, the
+        longest row of the stages that they have gone through.
+        """
+        return self.model.stretched(self.stages[stage].rope, self._context_of(stage))
+
+    def _context_of(self, stage: str) -> int:
+        settings, parent = self.stages[stage], self.parent_of(stage)
+        before = self._context_of(parent) if parent and "weights" in settings.carry else 0
+        return max(before, settings.longest_row())
 
     def tokenizer_mixture(self) -> dict[str, float]:
         """Sources and weights of the text that the tokenizer is trained on; none where it is a file."""

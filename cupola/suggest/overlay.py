@@ -19,7 +19,7 @@ from cupola.recipe.schema import Recipe, Stage
 from cupola.recipe.structure import Kind, kind_of
 from cupola.suggest.proposal import Proposal
 
-INHERITED = ("sequence_length", "batch_tokens", "optimizer")
+INHERITED = ("sequence_length", "rope", "batch_tokens", "optimizer")
 """What a stage takes over from the one before it, where it does not state it."""
 
 

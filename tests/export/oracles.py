@@ -16,6 +16,7 @@ from cupola.recipe.model import Experts, Mamba, Mamba2, Model, Rope
 from tests.models.small_models import GPT2, LLAMA, TRANSFORMERS
 
 VOCABULARY = 320
+SHORT = {"original_max_position_embeddings": 32}
 MOE = Experts(count=5, active=2, width=24)
 MAMBA = Model(family="mamba", layers=2, width=32, mamba=Mamba(state=4, step_rank=3), tied=True)
 MAMBA2 = Model(family="mamba2", layers=2, width=32, mamba2=Mamba2(state=8, head_width=16, groups=2))
@@ -85,6 +86,25 @@ EXPORTED = TRANSFORMERS | {
             "feedforward": None,
             "attention_bias": True,
             "output_bias": True,
+        }
+    ),
+    "llama-yarn": LLAMA.model_copy(
+        update={"rope": Rope(rope_theta=500.0, rope_type="yarn", factor=4.0, beta_fast=8.0, **SHORT)}
+    ),
+    "llama-yarn-deepseek": LLAMA.model_copy(
+        update={
+            "rope": Rope(
+                rope_type="yarn", factor=16.0, mscale=1.0, mscale_all_dim=0.7, truncate=False, **SHORT
+            )
+        }
+    ),
+    "llama-dynamic": LLAMA.model_copy(
+        update={"rope": Rope(rope_type="dynamic", factor=2.0, original_max_position_embeddings=64)}
+    ),
+    "granite-yarn": GRANITE.model_copy(
+        update={
+            "positions": "rope",
+            "rope": Rope(rope_type="yarn", factor=2.0, attention_factor=1.3, **SHORT),
         }
     ),
     "mixtral": LLAMA.model_copy(update={"experts": MOE, "feedforward": None, "rope": Rope(rope_theta=777.0)}),

@@ -1,5 +1,5 @@
-"""`generate:` conversations, pairs of answers, or texts that a program makes: from its seed alone, or from what
-another source holds.
+"""`generate:` conversations, pairs of answers, or texts that a program makes, from its seed alone or from
+what another source holds.
 
 The files that a program reads come by the ordinary keys beside `generate` (`npm: ..., files: ...`), or from
 the program's own package where the recipe names none. Only their text is taken, as it stands; what the
