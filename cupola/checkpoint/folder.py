@@ -26,6 +26,7 @@ from cupola.errors import CupolaError
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+ADAPTER = "adapter.safetensors"
 LATEST = "latest"
 
 
@@ -61,10 +62,12 @@ def save(
     weights: dict[str, torch.Tensor],
     optimizer: dict[str, torch.Tensor],
     facts: dict[str, Any],
+    adapter: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write `folder/step-N` (N is `facts["step"]`) and point `folder/latest` at it.
 
     Args:
+        adapter: LoRA's matrices, where the weights have them merged.
         facts: those of `verifying.Facts` but weights_sha256; without them it will not load.
 
     Raises:
@@ -73,7 +76,8 @@ def save(
     target = folder / folder_name(facts["step"])
     facts = {**facts, "weights_sha256": weights_sha256(weights)}
     with storage.new_folder(target, facts) as aside:
-        for name, tensors in ((WEIGHTS, weights), (OPTIMIZER, optimizer)):
+        parts = {WEIGHTS: weights, OPTIMIZER: optimizer} | ({ADAPTER: adapter} if adapter else {})
+        for name, tensors in parts.items():
             try:
                 save_file({key: value.detach().contiguous() for key, value in tensors.items()}, aside / name)
             except SafetensorError as error:
@@ -106,6 +110,19 @@ def load(path: Path, with_optimizer: bool = True) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise CupolaError(f"{path}: cannot be read ({error})") from error
     return Checkpoint(path, weights, optimizer[0] if optimizer else {}, facts)
+
+
+def load_adapter(path: Path) -> dict[str, torch.Tensor]:
+    """LoRA's matrices that a checkpoint keeps beside its weights.
+
+    Raises:
+        CupolaError: the file is damaged, or there is none.
+    """
+    verify(path, only=(ADAPTER,))
+    try:
+        return load_file(path / ADAPTER)
+    except (SafetensorError, OSError) as error:
+        raise CupolaError(f"{path}: cannot be read ({error})") from error
 
 
 def load_newest(

@@ -26,12 +26,14 @@ def command(recipe: str, overrides: tuple[str, ...], no_data: bool, as_json: boo
 
     loaded = load(recipe, list(overrides))
 
+    from cupola.models.table.trained import refuse_unknown
     from cupola.pipeline.decisions import decide
     from cupola.pipeline.memory import require_memory, running_out
     from cupola.pipeline.preflight import preflight
     from cupola.pipeline.prepare import prepare
 
     display = ConsoleDisplay()
+    refuse_unknown(loaded)
     require_memory(loaded)
     prepared = None if no_data else prepare(loaded, display)
     vocabulary = prepared.vocabulary if prepared else loaded.model.rows(loaded.tokenizer.vocabulary)

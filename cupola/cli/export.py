@@ -16,6 +16,7 @@ from cupola.display import ConsoleDisplay, size
         "cupola export quickstart --stage pretrain --dtype bf16 --out pretrain-hf --json",
         "cupola export runs/quickstart/stages/01-pretrain/checkpoints/latest --out latest-hf",
         "cupola export runs/goose --format rwkv --out goose-rwkv",
+        "cupola export runs/mine --stage sft --adapter --out sft-adapter",
     )
 )
 @click.argument("run", metavar="RUN|CHECKPOINT")
@@ -36,8 +37,13 @@ from cupola.display import ConsoleDisplay, size
 @click.option(
     "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of the weights."
 )
+@click.option(
+    "--adapter", is_flag=True, help="What a stage with lora has added to the weights before it, for PEFT."
+)
 @json_option
-def command(run: str, out: Path, kind: Any, stage: str | None, dtype: Any, as_json: bool) -> None:
+def command(
+    run: str, out: Path, kind: Any, stage: str | None, dtype: Any, adapter: bool, as_json: bool
+) -> None:
     """Write RUN's weights in the form in which its family is published.
 
     Settings, weights and tokenizer, as other programs load them: transformers, vLLM and llama.cpp's converter
@@ -45,7 +51,7 @@ def command(run: str, out: Path, kind: Any, stage: str | None, dtype: Any, as_js
     """
     from cupola.pipeline.exporting import export_run
 
-    report = export_run(run, out.expanduser(), ConsoleDisplay(), stage, dtype, kind)
+    report = export_run(run, out.expanduser(), ConsoleDisplay(), stage, dtype, kind, adapter)
     if as_json:
         emit(asdict(report))
     else:

@@ -14,6 +14,7 @@ import yaml
 
 from cupola import storage
 from cupola.errors import InputError
+from cupola.models.table.trained import refuse_unknown
 from cupola.recipe.document import Node, read_document, read_value
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
@@ -253,6 +254,7 @@ def _plan(
     seeded = [] if seed is None else [f"seed={seed}"]
     try:
         recipe = load(source, [*overrides, *settings, *seeded])
+        refuse_unknown(recipe)
     except InputError as error:
         raise InputError(f"variant {variant}: {error}") from None
     values = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"name"})

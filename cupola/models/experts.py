@@ -132,8 +132,9 @@ class Experts(Pointwise, nn.Module):
 
     @torch.no_grad()
     def rebalance(self, load: Tensor) -> None:
-        """Move the bias once, where there is one; load (experts,): how many tokens each expert got."""
-        if self.balance_bias is not None:
+        """Move the bias once, where there is one and the router is trained; load (experts,): how many tokens
+        each expert got."""
+        if self.balance_bias is not None and self.router.weight.requires_grad:
             load = load.to(self.balance_bias.dtype)
             self.balance_bias += self.settings.bias_rate * torch.sign(load.mean() - load)
 

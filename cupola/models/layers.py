@@ -44,7 +44,7 @@ _ONEDNN_LINEAR = _onednn_linear()
 class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _ONEDNN_LINEAR(x, weight, bias, "none", [], "")
 
     @staticmethod
@@ -53,7 +53,10 @@ class _OneDNNLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = gradient.reshape(-1, weight.shape[0])
-        d_x = _ONEDNN_LINEAR(rows, weight.t(), None, "none", [], "").view(x.shape) if needs_x else None
+        d_x = None
+        if needs_x:
+            d_x = _ONEDNN_LINEAR(rows, weight.t(), None, "none", [], "")
+            d_x = d_x.view(*gradient.shape[:-1], weight.shape[1])
         d_weight = rows.t() @ x.reshape(-1, weight.shape[1]) if needs_weight else None
         return d_x, d_weight, rows.sum(0) if needs_bias else None
 
@@ -98,16 +101,18 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, root, weight = ctx.saved_tensors
         width = x.shape[-1]
         with torch.autocast(x.device.type, enabled=False):
             exact, g, scale = x.float(), gradient.float(), weight.float()
             products = (exact * g).view(-1, width)
-            d_weight = (root.view(1, -1) @ products).view(-1)
+            d_weight = None
+            if ctx.needs_input_grad[1]:
+                d_weight = (root.view(1, -1) @ products).view(-1).to(weight.dtype)
             along = (products @ scale[:, None]).view(root.shape) * (root * root / width)
             dx = (g * scale).addcmul_(exact, along, value=-1).mul_(root)
-        return dx.to(x.dtype), d_weight.to(weight.dtype), None, None
+        return dx.to(x.dtype), d_weight, None, None
 
 
 class RMSNorm(nn.Module):

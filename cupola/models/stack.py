@@ -116,6 +116,8 @@ class LanguageModel(nn.Module):
     def __init__(self, model: Model, vocabulary: int) -> None:
         super().__init__()
         self.settings, self.vocabulary = model, vocabulary
+        self.adapters: tuple[table.Parameter, ...] = ()
+        """Parameters that `lora` has added to those of the table."""
         self.multipliers = model.multipliers()
         self.embedding = nn.Embedding(vocabulary, model.width)
         self.embedding_norm = norm(model) if model.embedding_norm else None
@@ -132,6 +134,10 @@ class LanguageModel(nn.Module):
     def numbered_blocks(self) -> Iterable[tuple[str, Block]]:
         """The blocks that this module holds, under their numbers in the whole stack."""
         return cast(Iterable[tuple[str, Block]], self.blocks.items())
+
+    def declared(self) -> list[table.Parameter]:
+        """What is declared of every parameter, those that were added included."""
+        return [*table.parameters(self.settings, self.vocabulary), *self.adapters]
 
     @property
     def head_weight(self) -> Tensor:

@@ -22,13 +22,13 @@ ROLES: tuple[table.Role, ...] = ("matrix", "low_rank", "embedding", "head", "vec
 
 def roles_of(module: Any) -> dict[str, table.Role]:
     """The declared role of each parameter of a `cupola.models` module."""
-    declared = {p.name: p.role for p in table.parameters(module.settings, module.vocabulary)}
+    declared = {p.name: p.role for p in module.declared()}
     return {name: declared[name] for name, _ in module.named_parameters()}
 
 
 def fused_in(module: Any) -> dict[str, tuple[int, ...]]:
     """The rows of each of the matrices that are fused in one parameter of a `cupola.models` module."""
-    return {p.name: p.fused for p in table.parameters(module.settings, module.vocabulary) if p.fused}
+    return {p.name: p.fused for p in module.declared() if p.fused}
 
 
 def factors_of(module: Any, kind: str) -> dict[str, transfer.Factors]:
@@ -37,8 +37,7 @@ def factors_of(module: Any, kind: str) -> dict[str, transfer.Factors]:
     Args:
         kind: of the optimizer.
     """
-    model = module.settings
-    return {p.name: transfer.factors(p, model, kind) for p in table.parameters(model, module.vocabulary)}
+    return {p.name: transfer.factors(p, module.settings, kind) for p in module.declared()}
 
 
 def by_role(
@@ -47,7 +46,7 @@ def by_role(
     roles: Mapping[str, table.Role],
     factors: Mapping[str, transfer.Factors] | None = None,
 ) -> list[dict[str, Any]]:
-    """A group for each role that has a parameter, and for each of its factors.
+    """A group for each role of which a parameter is trained, and for each of its factors.
 
     Args:
         factors: by name; None: all are 1.

@@ -17,8 +17,10 @@ import torch
 from cupola.display import count, size
 from cupola.errors import CupolaError
 from cupola.models import table
+from cupola.models.table import trained
 from cupola.optim.eigenbasis import rotated_sides
 from cupola.parallel.device import default_device, total_memory
+from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer, Recipe, Stage
 
 FP32, BF16 = 4, 2
@@ -37,8 +39,7 @@ def require_memory(recipe: Recipe, vocabulary: int | None = None) -> None:
     """
     model, least = recipe.model, vocabulary is None
     rows = model.rows(1) if vocabulary is None else vocabulary
-    parameters = table.parameters(model, rows)
-    needed, kind = max(_bytes_of_training(parameters, stage) for stage in recipe.stages.values())
+    needed, kind = max(_bytes_of_training(model, rows, stage) for stage in recipe.stages.values())
     available, limit = available_memory(default_device())
     if needed > available:
         raise CupolaError(
@@ -49,12 +50,13 @@ def require_memory(recipe: Recipe, vocabulary: int | None = None) -> None:
         )
 
 
-def _bytes_of_training(parameters: list[table.Parameter], stage: Stage) -> tuple[int, str]:
+def _bytes_of_training(model: Model, rows: int, stage: Stage) -> tuple[int, str]:
     """Bytes that a stage holds from its first step to its last, and the kind of its optimizer."""
-    kind = stage.optimizer.kind if stage.optimizer else "adamw"
-    moving = [parameter for parameter in parameters if parameter.role != "buffer"]
-    held = sum(2 * FP32 * p.size + _bytes_of_state(p, stage.optimizer or Optimizer()) for p in moving)
-    return held, kind
+    settings = stage.optimizer or Optimizer()
+    part = trained.of_stage(model, rows, stage)
+    moving = [p for p in table.parameters(model, rows) if p.name in part.own] + list(part.adapters)
+    held = sum(2 * FP32 * p.size + _bytes_of_state(p, settings) for p in moving)
+    return held + sum(FP32 * p.size for p in part.frozen), settings.kind
 
 
 def _bytes_of_state(parameter: table.Parameter, settings: Optimizer) -> int:

@@ -17,13 +17,14 @@ from cupola.checkpoint.names import checkpoints, step_of
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
-from cupola.models import build
+from cupola.models import build, lora
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision, default_device
 from cupola.paths import cache_root
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run, trained_again
 from cupola.pipeline.prepare import heldout_texts, prepare
 from cupola.pipeline.records import DONE, IMPORTED
+from cupola.recipe.adapting import Lora
 from cupola.recipe.loading import load
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Recipe
@@ -99,7 +100,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         raise InputError(_foreign(folder, stage_folder, loaded)) from None
     module = build(model, loaded.facts["vocabulary"], seed=0, device=device)
     try:
-        module.load_state_dict(loaded.weights)
+        module.load_state_dict(_merged(loaded))
         same_tokenizer = loaded.facts["tokenizer"] == tokenizer.fingerprint
     except (RuntimeError, KeyError):
         same_tokenizer = False
@@ -121,6 +122,12 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         precision=folder.fact("decisions")["precision"],
         device=device,
     )
+
+
+def _merged(loaded: checkpoint.Checkpoint) -> dict[str, torch.Tensor]:
+    """The plain model's weights, also in the middle of a stage with LoRA."""
+    settings = loaded.facts.get("lora")
+    return lora.merged(loaded.weights, Lora.model_validate(settings).scale()) if settings else loaded.weights
 
 
 def _foreign(folder: RunFolder, stage: StageFolder, loaded: checkpoint.Checkpoint) -> str:

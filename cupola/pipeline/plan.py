@@ -139,10 +139,21 @@ def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision:
 
 
 def _shaping(stage: Stage) -> dict[str, Any]:
-    """The stage's settings that have an effect, and the code of its rewards; whose weights it begins with is
-    in its parent's key, and its rotary positions are the model's."""
-    apart = {"parent": None, "rope": None, "preference": stage.objective == "dpo", "policy": stage.samples}
-    settings = stage.model_dump(mode="json", exclude={key for key, counts in apart.items() if not counts})
+    """The stage's settings that have an effect, and the code of its rewards.
+
+    Whose weights it begins with is in its parent's key, and its rotary positions are the model's.
+    """
+    counts = {
+        "parent": False,
+        "rope": False,
+        "preference": stage.objective == "dpo",
+        "policy": stage.samples,
+        "freeze": bool(stage.freeze),
+        "lora": stage.lora is not None,
+    }
+    settings = stage.model_dump(
+        mode="json", exclude={key for key, has_effect in counts.items() if not has_effect}
+    )
     return settings | ({"rewards": code_of(stage.policy.rewards)} if stage.samples else {})
 
 

@@ -20,7 +20,7 @@ from cupola.data.order import Order
 from cupola.display import Display, size
 from cupola.errors import CupolaError
 from cupola.generate import generate
-from cupola.models import build
+from cupola.models import build, lora
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import autocast, peak_memory, reset_peak_memory, synchronize, total_memory
 from cupola.parallel.engine import LocalEngine
@@ -108,6 +108,7 @@ def _check_stage(
     device = torch.device(decisions.device)
     reset_peak_memory(device)
     module = build(recipe.model_of(name), decisions.vocabulary, recipe.seed, device)
+    lora.restrict(module, stage, name, recipe.seed)
     optimizer = optim.build(module, stage.optimizer)
     objective = objectives.build(stage, dry_run=True)
     engine = LocalEngine(module, decisions.precision, device)

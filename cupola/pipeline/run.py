@@ -20,6 +20,7 @@ from cupola.display import Display, duration, size
 from cupola.errors import CupolaError, Interrupted
 from cupola.evaluate import xz_bits
 from cupola.models import table
+from cupola.models.table.trained import refuse_unknown
 from cupola.paths import runs_root
 from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
@@ -97,6 +98,7 @@ def run(
         InputError: the recipe, a source or the folder is not usable; nothing was trained.
     """
     names = stage_names_until(recipe, until)
+    refuse_unknown(recipe)
     folder = RunFolder(out or runs_root() / recipe.name)
     report = RunReport(str(folder.path))
     with folder.lock(recipe.name):

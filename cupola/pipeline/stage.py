@@ -22,8 +22,9 @@ from cupola.data.order import Order, epoch_tokens
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
-from cupola.models import build, table
+from cupola.models import build, lora
 from cupola.models.stack import LanguageModel
+from cupola.models.table import trained
 from cupola.objectives.preference import REFERENCE
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
@@ -109,6 +110,7 @@ class StageRun:
         self.order = stage_order(recipe, planned.name, self.stage, sources, self.clock)
         self.model = recipe.model_of(planned.name)
         self.module = build(self.model, prepared.vocabulary, recipe.seed, device)
+        self.trained = lora.restrict(self.module, self.stage, planned.name, recipe.seed)
         self.optimizer: optim.AdamW = optim.build(self.module, self.stage.optimizer)
         self.objective = objectives.build(self.stage)
         self.engine = LocalEngine(self.module, decisions.precision, device)
@@ -147,6 +149,7 @@ class StageRun:
             step=start.step,
             tokens=start.position,
             key=self.planned.key,
+            trained=self.trained.count,
             compiled=self.files.facts()["compiled"],
         )
         if not self.stage.samples:  # questions are meant to be asked again
@@ -154,6 +157,8 @@ class StageRun:
                 self.display.warn(warning)
             for note in stage_notes(self.recipe, self.planned.name, self.clock, self.order):
                 self.display.say(note)
+        if (part := self.trained.words()) is not None:
+            self.display.say(f"stage {self.planned.name}: {part}")
         result = train_stage(replace(self._setup(start), stop_at=stop_at), self.display)
         if result.paused:
             where = {"step": result.progress.step, "tokens": result.progress.position}
@@ -178,7 +183,7 @@ class StageRun:
         weights = read_facts(path)["weights_sha256"]
         self.references = References(weights, self.decisions.precision, self.decisions.microbatch_tokens)
         if self.references.missing([*self.stores.values(), *self.heldout.values()]):
-            self.module.load_state_dict(checkpoint.load(path, with_optimizer=False).weights)
+            lora.load(self.module, checkpoint.load(path, with_optimizer=False).weights)
             for stores, what in ((self.stores, "pairs"), (self.heldout, "held-out pairs")):
                 for source, store in stores.items():
                     title = f"{what} of {source} under the weights of {self.planned.parent.name}"
@@ -201,7 +206,7 @@ class StageRun:
             return Progress()
         loaded = checkpoint.load(final_checkpoint(parent))
         if "weights" in self.stage.carry:
-            self.module.load_state_dict(loaded.weights)
+            lora.load(self.module, loaded.weights)
         if "optimizer" in self.stage.carry:
             self._load_optimizer(loaded)
         carried = " and ".join(self.stage.carry)
@@ -210,6 +215,8 @@ class StageRun:
 
     def _resume(self, loaded: checkpoint.Checkpoint) -> Progress:
         self.order.verify_state(loaded.facts["data"])
+        if not lora.holds_adapters(loaded.weights):  # saved at the stage's end
+            lora.merge(self.module)
         self.module.load_state_dict(loaded.weights)
         self._load_optimizer(loaded)
         facts = loaded.facts
@@ -267,7 +274,7 @@ class StageRun:
             save_every=self.recipe.checkpoint.every,
             evaluate=self._evaluate,
             evaluate_every=self.recipe.evaluate.every,
-            flops_per_token=lambda length: table.flops_per_token(model, vocabulary, length),
+            flops_per_token=lambda length: trained.flops_per_token(model, vocabulary, self.trained, length),
             peak_flops=self.decisions.peak_flops,
             start=start,
             tensorboard=self.folder.tensorboard,
@@ -323,9 +330,12 @@ class StageRun:
             "vocabulary": self.prepared.vocabulary,
             "tokenizer": self.prepared.tokenizer.fingerprint,
             "data": self.order.state(progress.position),
+            **({"lora": self.stage.lora.model_dump(mode="json")} if self.stage.lora else {}),
         }
+        # What later stages and every reader take is the plain model.
+        adapter = lora.merge(self.module) if progress.position >= self.clock.end else None
         state = optim.optimizer_state(self.optimizer, self.module)
-        path = checkpoint.save(self.files.checkpoints, self.module.state_dict(), state, facts)
+        path = checkpoint.save(self.files.checkpoints, self.module.state_dict(), state, facts, adapter)
         checkpoint.retain(self.files.checkpoints, self.recipe.checkpoint.keep, saved=path)
         self.folder.ledger.append(
             "checkpoint",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cupola.errors import InputError
-from cupola.recipe import parametrisation, rotary
+from cupola.recipe import adapting, parametrisation, rotary
 from cupola.recipe.alignment import Policy, Preference
 from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.corpora import CALLED, KINDS, Corpus, Format
@@ -297,6 +297,8 @@ def _stage(recipe: Recipe, name: str, stage: Stage, before: Stage | None) -> Ite
     if stage.rope and (before is None or stage.rope != before.rope):
         yield from _rope((*path, "rope"), stage.rope, recipe.model)
     yield from _carry(path, stage, before)
+    for key, message in adapting.faults(stage, before):
+        yield Problem((*path, key), message)
     if stage.reads != "text":
         yield from _packed(path, stage)
     yield from _preference(path, stage, before)

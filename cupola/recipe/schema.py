@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
+from cupola.recipe.adapting import Lora
 from cupola.recipe.alignment import READS, SAMPLES, Objective, Policy, Preference
 from cupola.recipe.corpora import Corpus, Format
 from cupola.recipe.curve import Curve, Piecewise
@@ -302,6 +303,11 @@ class Stage(Strict):
     """Weight of the mean squared log-normaliser (PaLM); may change over the stage."""
     carry: list[Literal["weights", "optimizer"]] = Field(default=["weights"])
     """What is taken over from the parent."""
+    freeze: list[str] = Field(default=[])
+    """Parameters that stay as they are, by role (`embedding`, `head`, `matrix`, `low_rank`, `vector`) or by a
+    pattern of names, such as `blocks.0.*`."""
+    lora: Lora | None = None
+    """Train low-rank updates of linear layers, and leave the weights alone; they are merged at the end."""
     document_mask: bool = True
     """Attention never crosses a document."""
     preference: Preference = Preference()

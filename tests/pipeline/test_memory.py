@@ -47,9 +47,8 @@ def test_what_is_counted_is_what_training_holds(tiny_recipe, kind, settings):
     optimizer.step()
     held = [tensor for p in module.parameters() for tensor in (p, p.grad)]
     held += [tensor for tensor in optim.optimizer_state(optimizer, module).values() if tensor.ndim]
-    parameters = memory.table.parameters(recipe.model, 512)
     expected = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    assert memory._bytes_of_training(parameters, recipe.stages["pretrain"]) == (expected, kind)
+    assert memory._bytes_of_training(recipe.model, 512, recipe.stages["pretrain"]) == (expected, kind)
 
 
 @pytest.mark.parametrize("command", [["check", "--no-data"], ["check"], ["run"]])

@@ -169,3 +169,48 @@ def test_a_file_that_is_wrong_by_itself_is_not_blamed_on_an_override():
     with pytest.raises(InputError) as caught:
         load("r.yaml", ["model.layers=3", "stages.pretrain.tokens=2M tokens"])
     assert str(caught.value).startswith("r.yaml:11: stages.pretrain: batch_tokens 63 at 0%")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["stages.pretrain.lora=4", "stages.pretrain.freeze=[head]"],
+            "stages.pretrain.freeze=[head]: has no effect with lora, which leaves alone all that it does not name; remove it",
+        ),
+        (
+            [f"{MIDTRAIN}, carry: [weights, optimizer], lora: 4}}"],
+            "stages.midtrain.carry: LoRA's matrices and their state belong to this stage alone; remove optimizer",
+        ),
+        (
+            ["stages.pretrain.lora=4", f"{MIDTRAIN}, carry: [weights, optimizer]}}"],
+            "stages.midtrain.carry: LoRA's matrices and their state belong to the stage before alone",
+        ),
+        (
+            [f"{MIDTRAIN}, carry: [weights, optimizer], freeze: [head]}}"],
+            "stages.midtrain.carry: the state is of other parameters: freeze differs; remove optimizer",
+        ),
+        (["stages.pretrain.lora={rank: 0}"], "rank: must be at least 1, not 0"),
+        (["stages.pretrain.lora={alpha: 0}"], "alpha: must be above 0, not 0"),
+        (
+            ["stages.pretrain.lora={dropout: 0.1}"],
+            "dropout: unknown key; stages.pretrain.lora has rank, alpha, rslora, targets, train",
+        ),
+        (["stages.pretrain.freeze=head"], "a list is expected, not 'head'"),
+    ],
+)
+def test_a_part_of_the_weights(overrides, line):
+    with pytest.raises(InputError) as error:
+        load("r.yaml", overrides)
+    assert line in str(error.value)
+
+
+def test_lora_by_its_rank_and_what_is_passed_on():
+    recipe = load("r.yaml", ["stages.pretrain.lora=4", f"{MIDTRAIN}}}"])
+    assert recipe.stages["pretrain"].lora.rank == 4
+    assert recipe.stages["midtrain"].lora is None
+    kept = load(
+        "r.yaml",
+        ["stages.pretrain.freeze=[head]", f"{MIDTRAIN}, freeze: [head], carry: [weights, optimizer]}}"],
+    )
+    assert kept.stages["midtrain"].freeze == ["head"]
