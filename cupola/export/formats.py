@@ -15,9 +15,9 @@ from cupola.export.llama import FORMATS as LLAMAS
 from cupola.export.mamba import MambaFormat
 from cupola.export.mamba2 import Mamba2Format
 from cupola.export.pairs import Shapes, our_shapes, their_shapes
-from cupola.recipe.checks import model_problems
 from cupola.recipe.document import dotted
 from cupola.recipe.model import Model
+from cupola.recipe.model_checks import model_problems
 
 FORMATS: tuple[Format, ...] = (*LLAMAS, GPT2(), Mamba2Format(), MambaFormat(), Granite())
 """Where several could hold a model, the first does."""

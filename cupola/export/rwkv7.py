@@ -31,9 +31,9 @@ from cupola.export.pairs import (
     transposed,
 )
 from cupola.export.tensors import open_pickles
-from cupola.recipe.checks import model_problems
 from cupola.recipe.document import dotted
 from cupola.recipe.model import RWKV7, Model
+from cupola.recipe.model_checks import model_problems
 
 FILE = "model.pth"
 KIND = "rwkv7"

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cupola.errors import InputError
-from cupola.recipe.checks import Problem, problems
+from cupola.recipe.checks import problems
 from cupola.recipe.corpora import PACKAGES
 from cupola.recipe.defaults import fill_stages
 from cupola.recipe.document import Node, cut, is_text, read_document, read_value, shown
@@ -26,6 +26,7 @@ from cupola.recipe.lookup import find_preset, find_recipe, presets
 from cupola.recipe.merging import assign, merge
 from cupola.recipe.messages import explain, located
 from cupola.recipe.model import Model
+from cupola.recipe.problem import Problem
 from cupola.recipe.schema import Recipe
 from cupola.recipe.structure import kind_at
 from cupola.recipe.variables import escaped, expand

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cupola.recipe.checks import Problem
 from cupola.recipe.document import Key, Node, cut, dotted
+from cupola.recipe.problem import Problem
 from cupola.recipe.structure import Entries, did_you_mean, homes, kind_at
 
 ELSEWHERE = {

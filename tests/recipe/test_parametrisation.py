@@ -2,8 +2,8 @@
 
 import pytest
 
-from cupola.recipe.checks import model_problems
 from cupola.recipe.model import Experts, Model
+from cupola.recipe.model_checks import model_problems
 from cupola.recipe.parametrisation import Parametrisation, base_model, folded
 
 MODEL = {"layers": 8, "width": 512, "heads": 8}
