@@ -7,7 +7,7 @@ probe counts as answered if greedy decoding would write exactly the right digits
 and each must be the likeliest token after those before it, of the tokens that text can hold.
 
 Loss by position is the mean loss of held-out text over positions in rows of the length in question, in
-buckets whose bounds are powers of two. A model that uses all of its context has a curve that falls to its
+buckets that end at powers of two. A model that uses all of its context has a curve that falls to its
 end; one that was trained on shorter rows may have one that rises where they ended. Documents are cut into
 whole rows, so that every bucket sees the same rows; what is left over at a document's end is not scored, nor
 are documents that are shorter than a row. Tokens of one row depend on each other, so standard errors are
@@ -247,7 +247,7 @@ class LossByPosition:
         found = []
         firsts = _firsts(self.length)
         for number, first in enumerate(firsts if self.rows else []):
-            last = min(2 * first - 1, self.length)
+            last = (*firsts, self.length + 1)[number + 1] - 1
             means = (self.sums[:, number] / (last - first + 1)).tolist()
             mean = math.fsum(means) / len(means)
             found.append(Bucket(first, last, mean, len(means) * (last - first + 1), standard_error(means)))
@@ -259,7 +259,8 @@ class LossByPosition:
 
 
 def _firsts(length: int) -> list[int]:
-    return [2**power for power in range(length.bit_length())]
+    """Where buckets begin: 1, 2, 3 (to 4), 5 (to 8), 9 (to 16), ..."""
+    return [1, *(2**power + 1 for power in range((length - 1).bit_length()))]
 
 
 @torch.no_grad()

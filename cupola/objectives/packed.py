@@ -56,7 +56,7 @@ def discounted_sums(values: Tensor, sequence: Tensor, discount: float) -> Tensor
         (N,), of the values' dtype; no gradient.
     """
     total = values.clone()
-    weight = torch.where(is_last(sequence), 0.0, discount).to(values.dtype)
+    weight = torch.full_like(values, discount).masked_fill(is_last(sequence), 0.0)
     reach = 1
     while reach < len(values):
         total[:-reach] += weight[:-reach] * total[reach:]

@@ -44,8 +44,7 @@ class PolicySettings:
         delta: largest ratio where the advantage is negative (dual clip, Ye et al. 2020); None for no limit.
         importance_sampling_level:
             token: a ratio for each token.
-            sequence: one for each completion, the geometric mean of its tokens' (GSPO, Zheng et al. 2025, eq.
-                7).
+            sequence: one for each completion, the geometric mean of its tokens' (GSPO, Zheng et al. 2025).
             sequence_sum: one for each completion, the product of its tokens', as RLOO's; with loss_type grpo.
         beta: weight of the KL to the reference in the loss; 0 needs no reference.
         kl_estimator: see `kl_estimates`; k3_ratio is TRL's default (`use_bias_correction_kl`).

@@ -39,10 +39,8 @@ class PairSettings:
 
     Attributes:
         loss_type:
-            sigmoid: DPO (Rafailov et al. 2023, eq. 7); with label smoothing the conservative cDPO (Mitchell
-                2023).
-            robust: unbiased where labels are flipped with the probability `label_smoothing` (Chowdhury et al.
-                2024).
+            sigmoid: DPO (Rafailov et al. 2023, eq. 7); with label smoothing the cDPO (Mitchell 2023).
+            robust: unbiased where labels flip with probability `label_smoothing` (Chowdhury et al. 2024).
             ipo: (Azar et al. 2023, eq. 17), of log-ratios per token. The paper writes their sums; TRL reports
                 from its authors that the published results are of the means.
             hinge: max(0, 1 - margin) (SLiC, Zhao et al. 2023; with a reference: RSO, Liu et al. 2023).
@@ -217,7 +215,7 @@ def kto_losses(
     """
     ratios = completions.log_ratios()
     signs = torch.where(desirable, 1.0, -1.0)
-    weights = torch.where(desirable, desirable_weight, undesirable_weight)
+    weights = torch.full_like(ratios, undesirable_weight).masked_fill(desirable, desirable_weight)
     # 1 - sigmoid(x) = sigmoid(-x), which keeps its digits where x is large.
     loss = weights * torch.sigmoid(-beta * signs * (ratios - kl))
     return KtoLosses(loss, beta * ratios.detach())

@@ -60,8 +60,7 @@ def find_exam(recipe: Recipe, sources: Mapping[str, Any], task: str, number: int
 def _corpus_of(recipe: Recipe, task: str) -> str | None:
     """The corpus that a task means; None: the program itself."""
     if task in recipe.corpora:
-        if recipe.corpora[task].generate not in CHECKED:
-            raise InputError(f"corpus {task} is of no program that can check answers ({', '.join(CHECKED)})")
+        _refuse_unchecked(task, recipe.corpora[task])
         return task
     if task not in CHECKED:
         raise InputError(
@@ -70,7 +69,17 @@ def _corpus_of(recipe: Recipe, task: str) -> str | None:
     own = [name for name, corpus in recipe.corpora.items() if corpus.generate == task]
     if len(own) > 1:
         raise InputError(f"{task} made several corpora of this run; name one of {', '.join(own)}")
+    for name in own:
+        _refuse_unchecked(name, recipe.corpora[name])
     return own[0] if own else None
+
+
+def _refuse_unchecked(name: str, corpus: Corpus) -> None:
+    """Refuse a corpus that is not of conversations of a program that can check answers."""
+    if corpus.generate not in CHECKED:
+        raise InputError(f"corpus {name} is of no program that can check answers ({', '.join(CHECKED)})")
+    if corpus.holds() != "chat":
+        raise InputError(f"corpus {name} holds {corpus.holds()}, and questions are taken from conversations")
 
 
 def _with_fallbacks(corpus: Corpus | None) -> Iterator[Corpus]:

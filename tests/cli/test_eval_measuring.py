@@ -112,7 +112,7 @@ def test_by_position(opened, capsys, tmp_path):
         rows[name] = expected.rows
     assert rows["manuals"] == 0
     assert result["rows"] == rows["speeches"] == 9 + 7
-    assert [bucket["first"] for bucket in result["buckets"]] == [1, 2, 4, 8, 16]
+    assert [bucket["first"] for bucket in result["buckets"]] == [1, 2, 3, 5, 9]
     assert "loss (nats per token)" in plot.read_text()
 
 
@@ -124,7 +124,7 @@ def test_by_position_of_files_and_by_default_of_the_stages_row(opened, capsys, t
     assert list(result["texts"]) == [str(tmp_path / "a.txt")]
     assert main(["eval", "tiny", "--by-position"]) == 0
     out = capsys.readouterr().out
-    assert "16 to 31" in out
+    assert "17 to 32" in out
     assert "rows of 32 tokens" in out
 
 

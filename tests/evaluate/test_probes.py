@@ -171,7 +171,7 @@ def test_loss_by_position_against_a_plain_loop(model, monkeypatch):
     apart = loss_by_position(module, ByteTokenizer(), TEXTS, 12)
     assert np.allclose(apart.sums, found.sums, rtol=1e-5)
     buckets = found.buckets()
-    assert [(bucket.first, bucket.last) for bucket in buckets] == [(1, 1), (2, 3), (4, 7), (8, 12)]
+    assert [(bucket.first, bucket.last) for bucket in buckets] == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 12)]
     for bucket in buckets:
         part = expected[:, bucket.first - 1 : bucket.last]
         assert bucket.tokens == part.size
@@ -191,12 +191,20 @@ def test_rows_of_several_sources_are_added():
     assert parts[2].facts() == {"rows": 0, "buckets": []}
 
 
+@pytest.mark.parametrize("length", range(1, 40))
+def test_buckets_are_the_powers_of_two_and_what_is_left(length):
+    firsts = [1, *(n + 1 for n in (1, 2, 4, 8, 16, 32) if n < length)]
+    buckets = LossByPosition(length, np.ones((2, len(firsts)))).buckets()
+    assert [bucket.first for bucket in buckets] == firsts
+    assert [bucket.last for bucket in buckets] == [*(first - 1 for first in firsts[1:]), length]
+
+
 def test_a_single_row_has_no_standard_error():
     found = LossByPosition(4, np.array([[1.0, 4.0, 3.0]]))
     assert [(b.first, b.last, b.loss, b.tokens, b.standard_error) for b in found.buckets()] == [
         (1, 1, 1.0, 1, None),
-        (2, 3, 2.0, 2, None),
-        (4, 4, 3.0, 1, None),
+        (2, 2, 4.0, 1, None),
+        (3, 4, 1.5, 2, None),
     ]
 
 
