@@ -16,7 +16,7 @@ from cupola.models import build
 from cupola.objectives import build as build_objective
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.folder import RunFolder
-from cupola.pipeline.prepare import prepare, row_length
+from cupola.pipeline.prepare import prepare
 from cupola.pipeline.run import run
 from cupola.pipeline.stage import stage_clock, stage_order
 from cupola.recipe.loading import load
@@ -75,7 +75,7 @@ class Round:
             self.module.head_weight.mul_(40)
         self.answerer = Answerer(self.module, self.prepared.tokenizer, self.prepared.template, "fp32")
         rewards = Rewards(self.stage.policy.rewards)
-        policy, row = self.stage.policy, row_length(self.stage)
+        policy, row = self.stage.policy, self.stage.longest_row()
         self.source = Rollouts(order, self.questions, policy, rewards, self.answerer, None, row, 2 * row)
         with self.source as batches:
             self.batch = next(iter(batches))

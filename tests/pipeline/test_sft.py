@@ -220,5 +220,5 @@ def test_conversations_longer_than_a_row_are_counted(chat_recipe: Path, tmp_path
     assert "1 conversations are longer than a row of 96 tokens and lost their end" in told
     assert "1 conversations were dropped: no answer begins within a row of 96 tokens" in told
     store = prepared.train_stores(load(chat_recipe).stages["sft"])["counting"]
-    assert store.source["conversations"] == 121
+    assert store.source["items"] == 121
     assert int(np.asarray(store.learnt).sum()) > 0
