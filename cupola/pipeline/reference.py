@@ -74,10 +74,10 @@ class References:
         build_once(target, work, display, lambda: storage.verify(target))
 
     def load(self, store: TokenStore) -> np.ndarray:
-        """(tokens of the store,) fp32."""
+        """(tokens of the store,) fp32, a read-only memory map."""
         folder = self.folder(store)
         storage.verify(folder)
-        return np.fromfile(folder / FILE, dtype=np.float32)
+        return np.memmap(folder / FILE, dtype=np.float32, mode="r")
 
     @torch.no_grad()
     def _read(self, module: LanguageModel, store: TokenStore, display: Display, title: str) -> np.ndarray:
