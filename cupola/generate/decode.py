@@ -119,19 +119,28 @@ class _Batch:
         self.rows = list(range(len(prompts)))
         self.ended: set[int] = set()
         self.made = 0
-        weight = module.embedding.weight
+        device = module.embedding.weight.device
+        distinct = {tuple(prompt): row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        # A prompt that is continued several times is read once.
+        self.repeats: Tensor | None = None
+        if len(distinct) < len(prompts):
+            self.repeats = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=device)
         longest = max(self.lengths)
-        padded = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
-        self.input = torch.tensor(padded, device=weight.device)
+        padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in distinct]
+        self.input = torch.tensor(padded, device=device)
         first = None
         if min(self.lengths) < longest:
-            first = torch.tensor([longest - n for n in self.lengths], device=weight.device)
+            first = torch.tensor([longest - len(prompt) for prompt in distinct], device=device)
         self.cache: Cache = module.cache(longest + max_tokens, first)
 
     def logits(self) -> Tensor:
         """Of the token after the last one of each row: (rows, vocabulary)."""
-        hidden = self.module.hidden(self.input, cache=self.cache)
-        return self.module.logits(hidden[:, -1])
+        hidden = self.module.hidden(self.input, cache=self.cache)[:, -1]
+        if self.repeats is not None:
+            hidden = hidden[self.repeats]
+            self.cache.select(self.repeats)
+            self.repeats = None
+        return self.module.logits(hidden)
 
     def places(self) -> list[tuple[int, int]]:
         """(prompt's index, position of the new token) of each row."""

@@ -64,6 +64,22 @@ def test_a_sample_does_not_depend_on_its_batch(module, settings):
     ]
 
 
+@pytest.mark.parametrize("model", [LLAMA, GPT2, small_models.HYBRID], ids=["llama", "gpt2", "hybrid"])
+def test_a_prompt_that_is_continued_several_times_is_read_once(model):
+    module = loud(model)
+    read = []
+    module.embedding.register_forward_hook(lambda layer, inputs, output: read.append(len(inputs[0])))
+    repeated = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+    together = generate(module, repeated, 8, seed=5)
+    assert read[0] == 2
+    assert read[1] == 4
+    for index, prompt in enumerate(repeated):
+        # All prompts different, so that none is taken for another.
+        company = [[60 + n] for n in range(index)] + [prompt]
+        assert generate(module, company, 8, seed=5)[index].tokens == together[index].tokens
+    assert len({tuple(done.tokens) for done in together}) == 4
+
+
 def test_log_probabilities_are_the_models(module):
     completion = generate(module, [PROMPTS[0]], 6, temperature=1.3, top_k=9)[0]
     tokens = torch.tensor([PROMPTS[0] + completion.tokens])
