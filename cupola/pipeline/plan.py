@@ -18,7 +18,7 @@ from cupola.pipeline.folder import RunFolder, StageFolder
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.records import DONE
 from cupola.recipe.schema import Recipe, Stage
-from cupola.train.rewards import code_of
+from cupola.train.rewards import identity
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def _shaping(stage: Stage) -> dict[str, Any]:
     settings = stage.model_dump(
         mode="json", exclude={key for key, has_effect in counts.items() if not has_effect}
     )
-    return settings | ({"rewards": code_of(stage.policy.rewards)} if stage.samples else {})
+    if stage.samples:
+        settings["policy"]["rewards"] = identity(stage.policy.rewards)
+    return settings
 
 
 def _action(folder: StageFolder, key: str, display: Display) -> Literal["unchanged", "resume", "begin"]:

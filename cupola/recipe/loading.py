@@ -184,7 +184,21 @@ def _resolve_paths(tree: Node) -> Node:
     for key in ("path", "chat_template"):
         if (path := _children(tree, "tokenizer").get(key)) is not None:
             tree = _replace(tree, ("tokenizer", key), _path(path, ("tokenizer", key)))
+    for name in _children(tree, "stages"):
+        way = ("stages", name, "policy", "rewards")
+        rewards = tree.nearest(way)
+        if isinstance(rewards.value, dict) and rewards is not tree.nearest(way[:-1]):
+            found = {_reward_path(key, node, (*way, key)): node for key, node in rewards.value.items()}
+            tree = _replace(tree, way, Node(found, rewards.where, rewards.folder))
     return tree
+
+
+def _reward_path(name: str, node: Node, key: tuple[str, ...]) -> str:
+    """The name of a reward; of one that is a function in a file, with the file's whole path."""
+    file, colon, function = name.rpartition(":")
+    if not file.endswith(".py"):
+        return name
+    return f"{_path(Node(file, node.where, node.folder), key).value}{colon}{function}"
 
 
 def _corpus_paths(corpus: Node, key: tuple[str, ...]) -> Node:

@@ -17,6 +17,7 @@ from typing import Any
 
 from cupola.errors import CupolaError, InputError
 from cupola.generate.sampling import uniform
+from cupola.recipe.variables import unescaped
 from cupola.storage import file_sha256
 from cupola.train.questions import Question, Questions
 
@@ -70,18 +71,17 @@ class Rewards:
         return totals, parts
 
 
-def code_of(weights: Mapping[str, float]) -> dict[str, str]:
-    """The users' functions among the names, each with the SHA-256 of its file.
+def identity(weights: Mapping[str, float]) -> list[list[Any]]:
+    """What the rewards are, wherever their files lie: names, weights, and the SHA-256 of a function's file.
 
     Raises:
         InputError: as `Rewards`.
     """
     Rewards(weights)
-    return {
-        name: file_sha256(Path(name.rpartition(":")[0]).expanduser())
-        for name in weights
-        if name not in BUILT_IN
-    }
+    return [
+        [name, weight] if name in BUILT_IN else [name.rpartition(":")[2], weight, file_sha256(_file(name))]
+        for name, weight in weights.items()
+    ]
 
 
 def find(name: str) -> Reward:
@@ -92,10 +92,10 @@ def find(name: str) -> Reward:
     """
     if name in BUILT_IN:
         return _BUILT_IN[name]
-    path, colon, function = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
+    path, _, function = name.rpartition(":")
+    if not path.endswith(".py"):
         raise InputError(f"rewards: {name!r} is none of {', '.join(BUILT_IN)}, nor path/to/file.py:function")
-    file = Path(path).expanduser()
+    file = _file(name)
     if not file.is_file():
         raise InputError(f"rewards: {file}: no such file")
     spec = importlib.util.spec_from_file_location(f"rewards_{file.stem}", file)
@@ -114,6 +114,11 @@ def find(name: str) -> Reward:
         [answer.text for answer in answers],
         [answer.question.answer for answer in answers],
     )
+
+
+def _file(name: str) -> Path:
+    """The file of a user's function; a recipe writes `$` in paths twice."""
+    return Path(str(unescaped(name.rpartition(":")[0])))
 
 
 def _called(name: str, function: Reward, answers: Sequence[Given]) -> list[float]:

@@ -353,3 +353,16 @@ class TestLookup:
 def test_every_preset_fits_in_a_recipe(folder):
     for name in presets():
         assert load("whole.yaml", [f"model={name}", "tokenizer.vocabulary=8192"]).model == load_preset(name)
+
+
+def test_a_rewards_file_lies_beside_the_recipe(tmp_path, monkeypatch):
+    text = "name: r\nmodel: {layers: 1, width: 8, heads: 1}\ncorpora: {a: {generate: addition}}\nstages:\n"
+    text += "  rl: {objective: grpo, data: a, tokens: 2 steps, learning_rate: 1e-4, policy: {rewards: {check: 1, %s: 2}}}\n"
+    (tmp_path / "recipes").mkdir()
+    path = tmp_path / "recipes/r.yaml"
+    path.write_text("tokenizer: {kind: file, path: t.json}\n" + text % '"own/brief.py:brief"')
+    monkeypatch.chdir(tmp_path)
+    rewards = load(path).stages["rl"].policy.rewards
+    assert rewards == {"check": 1, f"{tmp_path}/recipes/own/brief.py:brief": 2}
+    change = 'stages.rl.policy.rewards={"brief.py:brief": 1}'
+    assert list(load(path, [change]).stages["rl"].policy.rewards) == [f"{tmp_path}/brief.py:brief"]
