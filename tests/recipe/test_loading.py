@@ -357,7 +357,8 @@ def test_every_preset_fits_in_a_recipe(folder):
 
 def test_a_rewards_file_lies_beside_the_recipe(tmp_path, monkeypatch):
     text = "name: r\nmodel: {layers: 1, width: 8, heads: 1}\ncorpora: {a: {generate: addition}}\nstages:\n"
-    text += "  rl: {objective: grpo, data: a, tokens: 2 steps, learning_rate: 1e-4, policy: {rewards: {check: 1, %s: 2}}}\n"
+    text += "  rl: {objective: grpo, data: a, tokens: 2 steps, learning_rate: 1e-4,\n"
+    text += "       policy: {rewards: {check: 1, %s: 2}}}\n"
     (tmp_path / "recipes").mkdir()
     path = tmp_path / "recipes/r.yaml"
     path.write_text("tokenizer: {kind: file, path: t.json}\n" + text % '"own/brief.py:brief"')
