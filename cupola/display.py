@@ -129,9 +129,10 @@ class _LineTask(Task):
         text = f"{count(self.done)} {self.unit}".strip()
         gained = self.done - (self.first or 0.0)
         if self.whole:
-            text = f"{self.done / self.whole:.0%} of {count(self.whole)} {self.unit}".strip()
+            done = min(self.done, self.whole)  # a batch may reach beyond a share of the stage
+            text = f"{done / self.whole:.0%} of {count(self.whole)} {self.unit}".strip()
             if gained > 0:
-                left = (now - self.begun) * (self.whole - self.done) / gained
+                left = (now - self.begun) * (self.whole - done) / gained
                 text += f", {duration(left)} left"
         return f"{text}  {self.text}".rstrip()
 

@@ -115,7 +115,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, display: Display) -> dict[Path, 
                 for one in [one for one in running if _look(one)]:
                     running.remove(one)
                     outcome = outcomes[one.job.folder] = _end(one, display)
-                    whole.advance()
+                    if outcome.status == "done":
+                        whole.advance()
                     whole.note(f"{one.job.title}: {outcome.status}")
         except KeyboardInterrupt:  # the second
             _signal(running)

@@ -119,7 +119,8 @@ class Clock:
         return max(start, self.warmup)
 
     def notes(self) -> list[str]:
-        """What a person should hear of the batches: those that are no whole number of rows."""
+        """What a person should hear of the schedules: batches that are no whole number of rows, a stage that
+        is one batch, a decay that never comes."""
         starts = {phase.start: phase.size for phase in self._phases}
         lengths = (start for start, _ in self._lengths)
         windows = (-(-start // self.window) * self.window for start, _ in self._lengths)  # where they count
@@ -137,6 +138,13 @@ class Clock:
         lines = list(found.values())
         if len(lines) > MOST_NOTES:
             lines = [*lines[: MOST_NOTES - 1], f"and so on: {len(lines)} such pairs of batch and row in all"]
+        size = self._phases[0].size
+        if size > self.end:
+            lines.append(
+                f"a batch of {size:,} tokens is more than the stage has, {self.end:,}: it is one step"
+            )
+        if self.warmup >= self.total > 0 and self.stage.learning_rate.decay != "constant":
+            lines.append("the warm-up takes the whole stage, and nothing is left for the decay")
         return lines
 
     def sequence_length(self, position: int) -> int:

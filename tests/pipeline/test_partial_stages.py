@@ -154,7 +154,7 @@ def test_in_the_middle_everybody_sees_the_adapted_model(chat_recipe, tmp_path): 
     from cupola.pipeline.prepare import prepare
 
     prepared = prepare(recipe, Display())
-    store = prepared.heldout_answers(recipe.stages["sft"])["counting"]
+    store = prepared.heldout_stores(recipe.stages["sft"])["counting"]
     again = answer_bits(opened.module, store, prepared.tokenizer, most_tokens=16, precision="fp32")
     seen = evaluations(tmp_path / "run", 2, "sft")[-1]["sources"]["counting"]["bits_per_byte"]
     assert again.bits_per_byte == pytest.approx(seen, rel=1e-4)

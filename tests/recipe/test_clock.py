@@ -453,3 +453,14 @@ def test_questions_cost_the_same_at_the_end_of_a_long_stage():
     assert math.isclose(clock.step_count, 1e11 / 1024 + 9e11 / 2048, rel_tol=1e-6)
     assert clock.next_boundary(clock.boundary(clock.step_count - 1)) == clock.end
     assert clock.due(Quantity(1, "steps"), clock.end - 2048, clock.end)
+
+
+def test_a_stage_of_one_batch_and_a_decay_that_never_comes_are_said():
+    assert Clock(stage(tokens="6400 tokens", batch_tokens=64 * 1000)).notes() == [
+        "a batch of 64,000 tokens is more than the stage has, 6,400: it is one step"
+    ]
+    rate = {"peak": 1e-3, "warmup": "100%", "decay": "cosine"}
+    assert Clock(stage(learning_rate=rate)).notes() == [
+        "the warm-up takes the whole stage, and nothing is left for the decay"
+    ]
+    assert Clock(stage(learning_rate={**rate, "decay": "constant"})).notes() == []

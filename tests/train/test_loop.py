@@ -1,4 +1,4 @@
-"""The loop on real parts: the loader over stores in memory, a small Transformer, both optimizers."""
+"""The loop on real parts: the loader over stores in memory, a small Transformer, each optimizer."""
 
 import math
 import os
