@@ -2,9 +2,9 @@
 much was read before it.
 
 Probes are texts that hide a pass key or several needles and ask for one of them (`generators.retrieval`), of
-a given length and with the thing at a given depth. No document of any corpus hides the secret of a probe. A
-probe counts as answered if greedy decoding would write exactly the right words: they are read in one pass,
-and each token must be the likeliest after those before it, of the tokens that text can hold.
+a given length and with the thing at a given depth. No document of any corpus hides the number of a probe. A
+probe counts as answered if greedy decoding would write exactly the right digits: they are read in one pass,
+and each must be the likeliest token after those before it, of the tokens that text can hold.
 
 Loss by position is the mean loss of held-out text over positions in rows of the length in question, in
 buckets that end at powers of two. A model that uses all of its context has a curve that falls to its

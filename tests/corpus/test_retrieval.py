@@ -1,4 +1,4 @@
-"""Texts that hide something and ask for it: rightly, never the same secret twice, of the length wanted."""
+"""Texts that hide something and ask for it: rightly, never the same number twice, of the length wanted."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from cupola.corpus.splitting import LONG_DOCUMENT
 from cupola.recipe.corpora import Corpus
 from tests.displays import Heard
 
-HIDDEN = re.compile(r"The (pass key|secret of the \w+ \w+) is (\w+ \w+ \w+)\.")
+HIDDEN = re.compile(r"The (pass key|number of the \w+ \w+) is ((?:\d ){5}\d)\.")
 WORDS = (150, 400)
 
 
@@ -25,25 +25,13 @@ def made(number: int, seed: int = 0, words: tuple[int, int] = WORDS) -> str:
 def split_text(text: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """What the body hides, and what the last paragraph asks and answers."""
     body, _, end = text.rpartition("\n\n")
-    asked = re.findall(r"What is the (.+?)\? The \1 is (\w+ \w+ \w+)\.", end)
+    asked = re.findall(r"What is the (.+?)\? The \1 is ((?:\d ){5}\d)\.", end)
     assert len(HIDDEN.findall(end)) == len(asked) == end.count("?")
     return dict(HIDDEN.findall(body)), asked
 
 
-def secrets(text: str) -> set[str]:
-    return {secret for _, secret in HIDDEN.findall(text)}
-
-
-def rank(secret: str) -> int:
-    """Which one of all secrets it is: the places of its words, each among those that are left."""
-    left, places = list(retrieval.SECRET_WORDS), []
-    for word in secret.split():
-        places.append((left.index(word), len(left)))
-        left.remove(word)
-    found = 0
-    for place, count in reversed(places):
-        found = found * count + place
-    return found
+def digits(text: str) -> set[str]:
+    return set(re.findall(r"(?:\d ){5}\d", text))
 
 
 def test_a_text_is_a_function_of_seed_and_number() -> None:
@@ -69,31 +57,20 @@ def test_everything_hidden_is_asked_for_once_and_rightly() -> None:
     assert counts == {(True, 1), (False, 2), (False, 3), (False, 4)}
 
 
-def test_no_secret_is_hidden_twice_nor_in_a_probe() -> None:
-    found = [secret for text in map(made, range(1500)) for secret in secrets(text)]
-    assert len(set(found)) == len(found) > 2000
-    assert {rank(secret) % 10 for secret in found} == set(range(1, 10))
+def test_no_number_is_hidden_twice_nor_in_a_probe() -> None:
+    numbers = [number for text in map(made, range(1500)) for number in digits(text)]
+    assert len(set(numbers)) == len(numbers) > 2000
+    assert not any(sum(map(int, number.split())) % 10 == 0 for number in numbers)
     for kind in ("passkey", "needle"):
         for number in range(50):
-            probed = secrets(Haystack(kind, 0, number).prompt(3, 0.5))
+            probed = digits(Haystack(kind, 0, number).prompt(3, 0.5))
             assert len(probed) == (1 if kind == "passkey" else 4)
-            assert {rank(secret) % 10 for secret in probed} == {0}
-
-
-def test_words_of_secrets_stand_nowhere_else() -> None:
-    words = set(retrieval.SECRET_WORDS)
-    for text in map(made, range(200)):
-        bare = text
-        for secret in secrets(text):
-            assert len(set(secret.split())) == 3
-            bare = bare.replace(secret, "")
-        assert not words & set(re.findall(r"\w+", bare))
+            assert all(sum(map(int, found.split())) % 10 == 0 for found in probed)
 
 
 def test_the_last_document_of_a_seed_is_like_the_first() -> None:
     items = TEXT_PROGRAMS["retrieval"](3, WORDS)
-    assert items.size is not None
-    assert items.size > 200_000
+    assert items.size == 225_000
     hidden, asked = split_text(items.make(items.size - 1))
     assert dict(asked) == hidden
 
@@ -125,8 +102,7 @@ def test_a_probe_lies_where_it_is_wanted(kind: str) -> None:
                 assert name
                 assert f"The {name[1]} is {haystack.answer}." in body
                 before = body.partition(f"The {name[1]} is")[0]
-                known = set(haystack._sentences)
-                places.append(sum(part in known for part in re.split(r"(?<=\.)\s+", before)))
+                places.append(sum(filler in before for filler in haystack._filler[:sentences]))
             assert places == [0, sentences // 2, sentences]
     assert len({Haystack(kind, 5, number).answer for number in range(200)}) == 200  # type: ignore[arg-type]
 
@@ -134,12 +110,12 @@ def test_a_probe_lies_where_it_is_wanted(kind: str) -> None:
 def test_longer_probes_hold_the_sentences_of_shorter_ones() -> None:
     haystack = Haystack("needle", 0, 3)
     short, long = (set(re.split(r"(?<=\.)\s+", haystack.prompt(n, 0.5))) for n in (10, 30))
-    assert short <= long
+    assert short < long
     again = Haystack("needle", 0, 3)
     assert again.prompt(10, 0.5) == haystack.prompt(10, 0.5)
 
 
-def test_gathered_as_text_and_split_without_a_secret_on_both_sides(cache: Path, heard: Heard) -> None:
+def test_gathered_as_text_and_split_without_a_number_on_both_sides(cache: Path, heard: Heard) -> None:
     block = Corpus(generate="retrieval", items=300, words=[100, 300], heldout=0.2, seed=4)
     found = gather("find", block, heard)
     texts = {
@@ -151,7 +127,7 @@ def test_gathered_as_text_and_split_without_a_secret_on_both_sides(cache: Path, 
     assert found.facts["format"] == "text"
     assert found.facts["dropped"] == {}
     assert 30 < len(texts["heldout"]) < 90
-    train, heldout = (set().union(*map(secrets, texts[split])) for split in ("train", "heldout"))
+    train, heldout = (set().union(*map(digits, texts[split])) for split in ("train", "heldout"))
     assert not train & heldout
     assert gather("find", block, heard).path == found.path
     assert heard.warnings == []

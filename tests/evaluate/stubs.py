@@ -54,7 +54,7 @@ class Finder(torch.nn.Module):
     """
 
     max_positions = None
-    QUESTION = re.compile(r"\? The (pass key|secret of the \w+ \w+) is([ \w]*)$")
+    QUESTION = re.compile(r"\? The (pass key|number of the \w+ \w+) is((?: \d)*)( ?)$")
 
     def __init__(self, sees: int | None = None) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class Finder(torch.nn.Module):
                 asked = self.QUESTION.search(text[max(0, end - 100) : end])
                 if asked:
                     start = 0 if self.sees is None else max(0, end - self.sees)
-                    said = re.search(rf"The {asked[1]} is([ \w]+)\.", text[start : end - 1])
-                    written = asked[2]
+                    said = re.search(rf"The {asked[1]} is((?: \d)+)\.", text[start : end - 1])
+                    written = asked[2] + asked[3]
                     if said and said[1].startswith(written):
                         out[row, first + end - 1, (said[1] + ".").encode()[len(written)]] = 30.0
         return out

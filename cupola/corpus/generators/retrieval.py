@@ -1,23 +1,18 @@
 """Texts in which something is hidden and asked for at the end, to learn to find it and to measure who does.
 
-Two kinds. A pass key: three words in much text that says nothing (the task of Mohtashami and Jaggi, "Landmark
-Attention", 2023). Needles: several things with a secret each, of which the text asks one after the other
-(the "multi-key" needles of Hsieh et al., "RULER", 2024, where only the right one is an answer).
+Two kinds. A pass key: one number in much text that says nothing (the task of Mohtashami and Jaggi, "Landmark
+Attention", 2023). Needles: several things with a number each, of which the text asks one after the other
+(the "multi-key" needles of Hsieh et al., "RULER", 2024, where only the right one is an answer). What lies
+around them are sentences of a small grammar, which cost a model next to nothing to learn. Numbers are written
+digit by digit, so that no tokenizer joins them.
 
-Made so that a small model learns it soon: around what is hidden a few sentences of a small grammar come again
-and again, other ones in each document, so that copying what stands further up pays in every line. Secrets are
-words that stand nowhere else, none of them twice in one secret, because digits, of which each follows
-upon many others, take far longer.
-
-Guarantees: a document is a function of seed and number alone. No secret is hidden in two documents of one
+Guarantees: a document is a function of seed and number alone. No number is hidden in two documents of one
 seed, so those that are held out ask for what stands nowhere in the training text. And no document of any
-seed hides the secret of a probe (`Haystack`): of all secrets in order, every tenth is a probe's.
-Costs about 3 ms for 1000 words.
+seed hides a number of a probe (`Haystack`): the digits of a probe's add up to a multiple of 10, the digits of
+no other do. Costs about 4 ms for 1000 words.
 """
 
-import functools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,19 +21,22 @@ from cupola.corpus.generators.items import Items, chosen, drawn, number_below, p
 from cupola.corpus.generators.word_lists import WORDS
 
 Kind = Literal["passkey", "needle"]
+DIGITS = 6
+BODIES = 10 ** (DIGITS - 1)
+"""Numbers without their last digit, which the sum of the digits decides."""
 MOST_NEEDLES = 4
+DOCUMENTS = 9 * BODIES // MOST_NEEDLES
+"""Documents of one seed: each of them has `MOST_NEEDLES` numbers to itself."""
 USUAL_DOCUMENTS = 10_000
 WORDS_A_NEEDLE = 50
 """So short a document has one needle for each of so many words."""
 PARAGRAPH = 8  # sentences
-DIFFERENT = 8
-"""Sentences that a document repeats."""
 
 OPENINGS: dict[Kind, str] = {
     "passkey": "A pass key is hidden in this text. Remember it, for the end asks for it.",
-    "needle": "The secrets of some things are hidden in this text. Remember them, for the end asks for them.",
+    "needle": "The numbers of some things are hidden in this text. Remember them, for the end asks for them.",
 }
-PASSKEY = "The pass key is {secret}. Keep it in mind: {secret}."
+PASSKEY = "The pass key is {number}. Keep it in mind: {number}."
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -73,25 +71,13 @@ TIMES = (
     "One morning",
     "Some days later",
 )
-THINGS = WORDS[::2]
 SHAPES = (
-    ("{} the {} {} {} the {} {}.", (TIMES, QUALITIES, PEOPLE, DEEDS, THINGS, PLACES)),
-    ("The {} {} the {} and the {} {}.", (PEOPLE, DEEDS, THINGS, THINGS, PLACES)),
-    ("The {} {} {} the {}, and the {} {} the {}.", (QUALITIES, PEOPLE, DEEDS, THINGS, PEOPLE, DEEDS, THINGS)),
-    ("{} the {} {} the {}.", (TIMES, PEOPLE, DEEDS, THINGS)),
+    ("{} the {} {} {} the {} {}.", (TIMES, QUALITIES, PEOPLE, DEEDS, WORDS, PLACES)),
+    ("The {} {} the {} and the {} {}.", (PEOPLE, DEEDS, WORDS, WORDS, PLACES)),
+    ("The {} {} {} the {}, and the {} {} the {}.", (QUALITIES, PEOPLE, DEEDS, WORDS, PEOPLE, DEEDS, WORDS)),
+    ("{} the {} {} the {}.", (TIMES, PEOPLE, DEEDS, WORDS)),
 )
 """Sentences that say nothing: their form, and what may stand in each place."""
-
-_ELSEWHERE = set(re.findall(r"\w+", " ".join([*COLOURS, *PLACES, *TIMES, *OPENINGS.values(), PASSKEY])))
-SECRET_WORDS = tuple(word for word in WORDS[1::2] if word not in _ELSEWHERE)
-SECRET = 3
-"""Words of a secret."""
-SECRETS = math.perm(len(SECRET_WORDS), SECRET)
-OF_PROBES = 10
-"""Of so many secrets one is a probe's."""
-PROBES = SECRETS // OF_PROBES
-DOCUMENTS = PROBES * (OF_PROBES - 1) // MOST_NEEDLES
-"""Documents of one seed: each of them has `MOST_NEEDLES` secrets to itself."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +87,7 @@ class Needle:
     Attributes:
         sentence: what hides it.
         question: what asks for it, to the word before the answer.
-        answer: the words, with blanks between them.
+        answer: the digits, with blanks between them.
     """
 
     sentence: str
@@ -118,13 +104,13 @@ def documents(seed: int, words: tuple[int, int]) -> Items[str]:
         length = words[0] + number_below(words[1] - words[0] + 1, *key, "length")
         most = min(MOST_NEEDLES, max(1, length // WORDS_A_NEEDLE))
         count = 1 if kind == "passkey" or most == 1 else 2 + number_below(most - 1, *key, "needles")
-        needles = _needles(kind, [_secret(number * MOST_NEEDLES + i, seed) for i in range(count)], *key)
+        needles = _needles(kind, [_number(number * MOST_NEEDLES + i, seed) for i in range(count)], *key)
         asked = [f"{n.question} {n.answer}." for n in drawn(needles, count, *key, "asked")]
         fixed = [OPENINGS[kind], *(needle.sentence for needle in needles), *asked]
         left = length - sum(len(text.split()) for text in fixed)
         filler: list[str] = []
         while left > 0:
-            filler.append(_filler(len(filler), *key))
+            filler.append(sentence(*key, "filler", len(filler)))
             left -= len(filler[-1].split())
         places = [number_below(len(filler) + 1, *key, "place", i) for i in range(count)]
         return _joined(kind, _hidden(filler, needles, places), asked)
@@ -142,13 +128,13 @@ class Haystack:
     kind: Kind
     seed: int
     number: int
-    _sentences: list[str] = field(default_factory=list, init=False, repr=False)
+    _filler: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         count = 1 if self.kind == "passkey" else MOST_NEEDLES
         first = self.number * count
         self._needles = _needles(
-            self.kind, [_probe_secret(first + i, self.seed) for i in range(count)], *self._key
+            self.kind, [_probe_number(first + i, self.seed) for i in range(count)], *self._key
         )
 
     @property
@@ -157,7 +143,7 @@ class Haystack:
 
     @property
     def answer(self) -> str:
-        """The words that are right."""
+        """The digits that are right."""
         return self._needles[0].answer
 
     def prompt(self, sentences: int, depth: float) -> str:
@@ -167,22 +153,17 @@ class Haystack:
             sentences: how many of them lie around what is hidden.
             depth: the share of them before what is asked for: 0 at the beginning, 1 at the end.
         """
-        while len(self._sentences) < sentences:
-            self._sentences.append(_filler(len(self._sentences), *self._key))
+        while len(self._filler) < sentences:
+            self._filler.append(sentence(*self._key, "filler", len(self._filler)))
         # Shares, so that the others keep their places in a longer text.
         shares = [number_below(1001, *self._key, "place", i) / 1000 for i in range(1, len(self._needles))]
         places = [math.floor(share * sentences + 0.5) for share in (depth, *shares)]
-        hidden = _hidden(self._sentences[:sentences], self._needles, places)
+        hidden = _hidden(self._filler[:sentences], self._needles, places)
         return _joined(self.kind, hidden, [self._needles[0].question])
 
 
-def _filler(place: int, *key: int | str) -> str:
-    """The sentence at a place: one of the few of this key."""
-    return _sentence(*key, "sentence", number_below(DIFFERENT, *key, "filler", place))
-
-
-@functools.lru_cache(maxsize=1024)
-def _sentence(*key: int | str) -> str:
+def sentence(*key: int | str) -> str:
+    """A sentence that says nothing; the same for the same key."""
     left, shape = divmod(number_below(2**62, *key), len(SHAPES))
     form, places = SHAPES[shape]
     words = []
@@ -192,36 +173,32 @@ def _sentence(*key: int | str) -> str:
     return form.format(*words)
 
 
-def _needles(kind: Kind, secrets: Sequence[str], *key: int | str) -> list[Needle]:
+def _needles(kind: Kind, numbers: Sequence[str], *key: int | str) -> list[Needle]:
     if kind == "passkey":
         question = "What is the pass key? The pass key is"
-        return [Needle(PASSKEY.format(secret=secret), question, secret) for secret in secrets]
-    things = drawn(THINGS, len(secrets), *key, "things")
+        return [Needle(PASSKEY.format(number=number), question, number) for number in numbers]
+    things = drawn(WORDS, len(numbers), *key, "things")
     made = []
-    for thing, secret in zip(things, secrets, strict=True):
-        said = f"secret of the {chosen(COLOURS, *key, 'colour', thing)} {thing}"
-        made.append(Needle(f"The {said} is {secret}.", f"What is the {said}? The {said} is", secret))
+    for thing, number in zip(things, numbers, strict=True):
+        said = f"number of the {chosen(COLOURS, *key, 'colour', thing)} {thing}"
+        made.append(Needle(f"The {said} is {number}.", f"What is the {said}? The {said} is", number))
     return made
 
 
-def _secret(place: int, seed: int) -> str:
-    """The secret at a place among those of all documents."""
-    tens, rest = divmod(place_of(place, PROBES * (OF_PROBES - 1), seed, "retrieval"), OF_PROBES - 1)
-    return _words_of(tens * OF_PROBES + rest + 1)
+def _number(place: int, seed: int) -> str:
+    """The number at a place among those of all documents: digits whose sum is no multiple of 10."""
+    body, rest = divmod(place_of(place, 9 * BODIES, seed, "retrieval"), 9)
+    return _with_sum(body, rest + 1)
 
 
-def _probe_secret(place: int, seed: int) -> str:
-    """The same among those of probes."""
-    return _words_of(place_of(place % PROBES, PROBES, seed, "probe") * OF_PROBES)
+def _probe_number(place: int, seed: int) -> str:
+    """The same among those of probes: digits whose sum is a multiple of 10."""
+    return _with_sum(place_of(place % BODIES, BODIES, seed, "probe"), 0)
 
 
-def _words_of(rank: int) -> str:
-    """The secret of a rank among all secrets: different words."""
-    left, words = list(SECRET_WORDS), []
-    for _ in range(SECRET):
-        rank, place = divmod(rank, len(left))
-        words.append(left.pop(place))
-    return " ".join(words)
+def _with_sum(body: int, rest: int) -> str:
+    digits = [int(digit) for digit in f"{body:0{DIGITS - 1}d}"]
+    return " ".join(map(str, [*digits, (rest - sum(digits)) % 10]))
 
 
 def _hidden(filler: Sequence[str], needles: Sequence[Needle], places: Sequence[int]) -> list[str]:
