@@ -53,8 +53,7 @@ def separate(gathered: Mapping[str, Path], display: Display, in_parts: bool = Tr
 
 
 def _build(gathered: Mapping[str, Path], target: Path, in_parts: bool, display: Display) -> None:
-    key = text_hash if in_parts else _question_hash
-    heldout = {key(d.text) for path in gathered.values() for d in documents(path, "heldout")}
+    heldout = {_key(d.text, in_parts) for path in gathered.values() for d in documents(path, "heldout")}
     dropped: dict[str, int] = {}
     whole = sum(totals(path, "train")[1] for path in gathered.values())
     with (
@@ -77,13 +76,14 @@ def _build(gathered: Mapping[str, Path], target: Path, in_parts: bool, display: 
                 _write(path, aside / name, heldout, in_parts)
 
 
-def _question_hash(line: str) -> int:
-    return text_hash(opening(line))
+def _key(text: str, in_parts: bool) -> int:
+    """What a whole document is held out by: its text, or the question that a record begins with."""
+    return text_hash(text if in_parts else opening(text))
 
 
 def _without(document: Document, heldout: set[int], in_parts: bool) -> list[Document]:
     """The document, or what stands before, between and behind its parts that are held out."""
-    if (text_hash if in_parts else _question_hash)(document.text) in heldout:
+    if _key(document.text, in_parts) in heldout:
         return []
     for parts in _cuts(document) if in_parts else ():
         out = [text_hash(part) in heldout for part in parts]

@@ -18,7 +18,7 @@ from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError
 from cupola.evaluate.bits import BitsPerByte
-from cupola.models.stack import LanguageModel
+from cupola.models.stack import LanguageModel, in_eval_mode
 from cupola.objectives.cross_entropy import token_losses
 from cupola.parallel.device import Precision, autocast
 
@@ -54,22 +54,21 @@ def answer_bits(
     at_once = max(1, BATCH_TOKENS // length)
     device = next(module.parameters()).device
     nats, tokens, size = 0.0, 0, 0
-    was_training = module.training
-    module.eval()
-    try:
-        with (display or Display()).task(title, rows * length, "tokens") as task, autocast(device, precision):
-            for first in range(0, rows, at_once):
-                microbatch = packed_rows(store, first, min(first + at_once, rows))
-                answers = microbatch.answers
-                assert answers is not None
-                places = answers.places[answers.sequences % 2 == 0] if chosen_only else answers.places
-                scored = microbatch.targets.flatten()[places]
-                nats += _nats(module, microbatch.to(device), places.to(device))
-                tokens += len(scored)
-                size += int(tokenizer.text_bytes[scored.numpy()].sum())
-                task.advance(microbatch.tokens.numel())
-    finally:
-        module.train(was_training)
+    with (
+        in_eval_mode(module),
+        (display or Display()).task(title, rows * length, "tokens") as task,
+        autocast(device, precision),
+    ):
+        for first in range(0, rows, at_once):
+            microbatch = packed_rows(store, first, min(first + at_once, rows))
+            answers = microbatch.answers
+            assert answers is not None
+            places = answers.places[answers.sequences % 2 == 0] if chosen_only else answers.places
+            scored = microbatch.targets.flatten()[places]
+            nats += _nats(module, microbatch.to(device), places.to(device))
+            tokens += len(scored)
+            size += int(tokenizer.text_bytes[scored.numpy()].sum())
+            task.advance(microbatch.tokens.numel())
     if not math.isfinite(nats):
         raise CupolaError(
             "the held-out loss is not finite: the weights hold NaN or infinite values, or overflow"

@@ -32,7 +32,7 @@ import torch
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
-from cupola.models.stack import LanguageModel
+from cupola.models.stack import LanguageModel, in_eval_mode
 from cupola.objectives.cross_entropy import token_losses
 from cupola.parallel.device import Precision, autocast
 
@@ -132,20 +132,16 @@ def bits_per_byte(
     device = next(module.parameters()).device
     display, sizes = display or Display(), _Sizes()
     nats, tokens = 0.0, 0
-    was_training = module.training
-    module.eval()
-    try:
-        with (
-            display.task(title, unit="tokens") as task,
-            autocast(device, precision),
-        ):
-            for batch in _batches(_encoded(tokenizer, texts, sizes), sequence_length, stride, batch_tokens):
-                nats += _batch_nats(module, batch, device)
-                tokens += sum(window.length - window.skip for window in batch)
-                task.total(sizes.targets)
-                task.at(tokens)
-    finally:
-        module.train(was_training)
+    with (
+        in_eval_mode(module),
+        display.task(title, unit="tokens") as task,
+        autocast(device, precision),
+    ):
+        for batch in _batches(_encoded(tokenizer, texts, sizes), sequence_length, stride, batch_tokens):
+            nats += _batch_nats(module, batch, device)
+            tokens += sum(window.length - window.skip for window in batch)
+            task.total(sizes.targets)
+            task.at(tokens)
     if sizes.altered:
         display.warn(
             f"{title}: the tokenizer changes {sizes.altered} of {sizes.documents} documents,"

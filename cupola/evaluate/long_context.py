@@ -31,7 +31,7 @@ from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.evaluate.shares import standard_error
-from cupola.models.stack import LanguageModel
+from cupola.models.stack import LanguageModel, in_eval_mode
 from cupola.objectives.cross_entropy import token_losses
 from cupola.parallel.device import Precision, autocast
 
@@ -118,24 +118,20 @@ def probe(
     cells = list(itertools.product(lengths, depths))
     device = next(module.parameters()).device
     found: list[Cell] = []
-    was_training = module.training
-    module.eval()
-    try:
-        with (
-            (display or Display()).task(kind, sum(lengths) * len(depths) * samples, "tokens") as task,
-            autocast(device, precision),
-        ):
-            for length, depth in cells:
-                asked = [_fitted(tokenizer, haystack, length, depth) for haystack in haystacks]
-                rows = max(1, BATCH_TOKENS // length)
-                scores: list[tuple[bool, float]] = []
-                for first in range(0, samples, rows):
-                    batch = asked[first : first + rows]
-                    scores += _scores(module, tokenizer, batch, device)
-                    task.advance(length * len(batch))
-                found.append(_cell(length, depth, scores))
-    finally:
-        module.train(was_training)
+    with (
+        in_eval_mode(module),
+        (display or Display()).task(kind, sum(lengths) * len(depths) * samples, "tokens") as task,
+        autocast(device, precision),
+    ):
+        for length, depth in cells:
+            asked = [_fitted(tokenizer, haystack, length, depth) for haystack in haystacks]
+            rows = max(1, BATCH_TOKENS // length)
+            scores: list[tuple[bool, float]] = []
+            for first in range(0, samples, rows):
+                batch = asked[first : first + rows]
+                scores += _scores(module, tokenizer, batch, device)
+                task.advance(length * len(batch))
+            found.append(_cell(length, depth, scores))
     return found
 
 
@@ -291,16 +287,15 @@ def loss_by_position(
     starts = np.array(_firsts(length)) - 1
     sums: list[np.ndarray] = [np.zeros((0, len(starts)))]
     rows = _rows(tokenizer, texts, length)
-    was_training = module.training
-    module.eval()
-    try:
-        with (display or Display()).task(title, unit="tokens") as task, autocast(device, precision):
-            while batch := list(itertools.islice(rows, max(1, BATCH_TOKENS // length))):
-                losses = _losses(module, torch.from_numpy(np.stack(batch)).to(device))
-                sums.append(np.add.reduceat(losses, starts, axis=1))
-                task.advance(len(batch) * length)
-    finally:
-        module.train(was_training)
+    with (
+        in_eval_mode(module),
+        (display or Display()).task(title, unit="tokens") as task,
+        autocast(device, precision),
+    ):
+        while batch := list(itertools.islice(rows, max(1, BATCH_TOKENS // length))):
+            losses = _losses(module, torch.from_numpy(np.stack(batch)).to(device))
+            sums.append(np.add.reduceat(losses, starts, axis=1))
+            task.advance(len(batch) * length)
     found = np.concatenate(sums)
     if not np.isfinite(found).all():
         raise CupolaError(NOT_FINITE)

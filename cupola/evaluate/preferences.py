@@ -10,7 +10,7 @@ import torch
 from cupola.data.loader import packed_rows
 from cupola.data.store import TokenStore
 from cupola.display import Display
-from cupola.models.stack import LanguageModel
+from cupola.models.stack import LanguageModel, in_eval_mode
 from cupola.objectives.preference import REFERENCE, PreferencePairs
 from cupola.parallel.device import Precision, autocast
 
@@ -72,19 +72,18 @@ def rank_pairs(
     at_once = max(1, BATCH_TOKENS // length)
     device = next(module.parameters()).device
     pairs, sums = 0, dict.fromkeys(("loss", "accuracy", "reward_margin"), 0.0)
-    was_training = module.training
-    module.eval()
-    try:
-        with (display or Display()).task(title, rows * length, "tokens") as task, autocast(device, precision):
-            for first in range(0, rows, at_once):
-                microbatch = packed_rows(store, first, min(first + at_once, rows), figures)
-                assert microbatch.answers is not None
-                parts = objective.loss(module, microbatch.to(device))
-                pairs += microbatch.answers.count // 2
-                for name, value in {**parts.metrics, "loss": parts.loss}.items():
-                    if name in sums:
-                        sums[name] += float(value)
-                task.advance(microbatch.tokens.numel())
-    finally:
-        module.train(was_training)
+    with (
+        in_eval_mode(module),
+        (display or Display()).task(title, rows * length, "tokens") as task,
+        autocast(device, precision),
+    ):
+        for first in range(0, rows, at_once):
+            microbatch = packed_rows(store, first, min(first + at_once, rows), figures)
+            assert microbatch.answers is not None
+            parts = objective.loss(module, microbatch.to(device))
+            pairs += microbatch.answers.count // 2
+            for name, value in {**parts.metrics, "loss": parts.loss}.items():
+                if name in sums:
+                    sums[name] += float(value)
+            task.advance(microbatch.tokens.numel())
     return Ranking(pairs, **{name: value / max(1, pairs) for name, value in sums.items()})

@@ -8,7 +8,7 @@ from cupola.chat.conversation import Message
 from cupola.chat.encoding import prompt, stop_ids
 from cupola.chat.template import ChatTemplate
 from cupola.corpus.tokenizer import Tokenizer
-from cupola.generate.decode import FinishReason, generate
+from cupola.generate.decode import Completion, FinishReason, generate
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision, autocast
 
@@ -45,25 +45,44 @@ def answer(
     Raises:
         InputError: as `generate`; the tokenizer lacks the template's tokens.
     """
-    stop = stop_ids(template, tokenizer) | {tokenizer.delimiter}
+    prompts = [
+        [tokenizer.delimiter, *prompt(template, tokenizer, messages).tolist()] for messages in conversations
+    ]
+    completions = complete(
+        module, tokenizer, template, prompts, max_tokens, precision, on_token=on_token, **sampling
+    )
+    return [
+        Answer(said_in(done, tokenizer, template), done.tokens, done.finish_reason) for done in completions
+    ]
+
+
+def complete(
+    module: LanguageModel,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    prompts: list[list[int]],
+    max_tokens: int,
+    precision: Precision = "fp32",
+    **sampling: Any,
+) -> list[Completion]:
+    """An answer to each prompt that opens one, as tokens. Arguments as `answer`."""
+    stop = _ends(template, tokenizer)
     with autocast(next(module.parameters()).device, precision):
-        completions = generate(
+        return generate(
             module,
-            [
-                [tokenizer.delimiter, *prompt(template, tokenizer, messages).tolist()]
-                for messages in conversations
-            ],
+            prompts,
             max_tokens,
             stop=set(stop),
             banned=tokenizer.unwritten(module.vocabulary) - stop,
-            on_token=on_token,
             **sampling,
         )
-    return [
-        Answer(
-            tokenizer.decode(token for token in done.tokens if token not in stop),
-            done.tokens,
-            done.finish_reason,
-        )
-        for done in completions
-    ]
+
+
+def said_in(completion: Completion, tokenizer: Tokenizer, template: ChatTemplate) -> str:
+    """What an answer says, without the token that ends it."""
+    stop = _ends(template, tokenizer)
+    return tokenizer.decode(token for token in completion.tokens if token not in stop)
+
+
+def _ends(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
+    return stop_ids(template, tokenizer) | {tokenizer.delimiter}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cupola.errors import InputError
 from cupola.generate.sampling import Sampling, choose
-from cupola.models.stack import Cache, LanguageModel
+from cupola.models.stack import Cache, LanguageModel, in_eval_mode
 
 FinishReason = Literal["stop", "length", "max_positions"]
 
@@ -67,9 +67,7 @@ def generate(
     if not prompts or max_tokens == 0:
         return completions
     batch = _Batch(module, prompts, max_tokens)
-    was_training = module.training
-    module.eval()
-    try:
+    with in_eval_mode(module):
         while batch.rows:
             tokens, log_probabilities = choose(batch.logits(), sampling, batch.places())
             ended = []
@@ -88,8 +86,6 @@ def generate(
                     completion.finish_reason = reason
                     ended.append(index)
             batch.step(tokens, ended)
-    finally:
-        module.train(was_training)
     return completions
 
 

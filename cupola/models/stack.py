@@ -9,7 +9,8 @@ others.
 Blocks are held by number in a dict, so that a pipeline stage may hold some of them under their own names.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -51,6 +52,17 @@ class Output(NamedTuple):
     """To be added to a sum of losses: see `layer.Carried`."""
     loads: tuple[Tensor, ...]
     """See `layer.Carried`: of all layers."""
+
+
+@contextlib.contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Within it a module is read; after it, it is in the mode that it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 class Cache:

@@ -3,12 +3,12 @@
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cupola.data.batch import Answers, Batch, Microbatch
 from cupola.models.stack import Output
+from cupola.objectives.answer_log_probabilities import answer_log_probabilities
 from cupola.objectives.base import LossParts
-from cupola.objectives.cross_entropy import token_log_probabilities
 from cupola.objectives.policy_losses import PolicySettings, PolicyTokens, policy_loss, policy_normaliser
 from cupola.recipe.alignment import Policy
 from cupola.recipe.clock import StepValues
@@ -56,7 +56,7 @@ class PolicyGradient:
         """The sums over the tokens of a microbatch's answers."""
         answers = cast(Answers, microbatch.answers)
         output = self.forward(module, microbatch)
-        log_probs = _log_probs(module, output, microbatch, self.settings.temperature)
+        log_probs = answer_log_probabilities(module, output.hidden, microbatch, self.settings.temperature)
         figures = answers.figures
         if self.dry_run:
             figures = {ADVANTAGE: torch.ones_like(log_probs), REFERENCE: log_probs.detach()}
@@ -77,18 +77,3 @@ class PolicyGradient:
 
     def expected_first_loss(self, vocabulary: int) -> None:
         """It depends on what is sampled."""
-
-
-def token_log_probs(module: nn.Module, microbatch: Microbatch, temperature: float) -> Tensor:
-    """(N,) fp32: the log-probability of every learnt target."""
-    output = module(microbatch.tokens, microbatch.documents)
-    return _log_probs(module, output, microbatch, temperature)
-
-
-def _log_probs(module: nn.Module, output: Output, microbatch: Microbatch, temperature: float) -> Tensor:
-    answers = cast(Answers, microbatch.answers)
-    hidden = output.hidden.flatten(0, 1)[answers.places]
-    if temperature != 1:
-        hidden = hidden / temperature
-    targets = microbatch.targets.flatten()[answers.places]
-    return token_log_probabilities(hidden, cast(Tensor, module.head_weight), targets)

@@ -6,15 +6,14 @@ tokens, from one forward pass for both answers.
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from cupola.data.batch import Answers, Batch, Microbatch
 from cupola.models.stack import Output
+from cupola.objectives.answer_log_probabilities import answer_log_probabilities
 from cupola.objectives.base import LossParts
-from cupola.objectives.cross_entropy import token_log_probabilities
 from cupola.objectives.packed import sequence_lengths, sequence_sums
 from cupola.objectives.preference_losses import Completions, PairLosses, PairSettings, pair_losses
 from cupola.recipe.alignment import Preference
@@ -65,9 +64,7 @@ class PreferencePairs:
         answers = microbatch.answers
         assert answers is not None, "rows of pairs have answers"
         output = self.forward(module, microbatch)
-        hidden = output.hidden.flatten(0, 1)[answers.places]
-        targets = microbatch.targets.flatten()[answers.places]
-        log_probs = token_log_probabilities(hidden, cast(Tensor, module.head_weight), targets)
+        log_probs = answer_log_probabilities(module, output.hidden, microbatch)
         chosen, rejected = self._sides(answers, log_probs)
         losses = pair_losses(self.pair_settings, chosen, rejected)
         total, loss = losses.loss.sum(), losses.loss.detach().sum()

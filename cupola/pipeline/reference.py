@@ -7,11 +7,9 @@ first step policy and reference agree to rounding and DPO's loss is ln 2.
 """
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cupola import storage
 from cupola.corpus.built import build_once
@@ -19,8 +17,8 @@ from cupola.data.loader import packed_rows
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError
-from cupola.models.stack import LanguageModel
-from cupola.objectives.cross_entropy import token_log_probabilities
+from cupola.models.stack import LanguageModel, in_eval_mode
+from cupola.objectives.answer_log_probabilities import answer_log_probabilities
 from cupola.parallel.device import Precision, autocast
 from cupola.paths import cache_root
 
@@ -86,21 +84,19 @@ class References:
         device = next(module.parameters()).device
         found = np.zeros(store.length, dtype=np.float32)
         at_once = max(1, self.microbatch_tokens // length)
-        was_training = module.training
-        module.eval()
-        try:
-            with display.task(title, store.length, "tokens") as task, autocast(device, self.precision):
-                for first in range(0, store.documents, at_once):
-                    rows = packed_rows(store, first, min(first + at_once, store.documents)).to(device)
-                    assert rows.answers is not None
-                    places = rows.answers.places
-                    hidden = module.hidden(rows.tokens, rows.documents).flatten(0, 1)[places]
-                    head, targets = cast(Tensor, module.head_weight), rows.targets.flatten()[places]
-                    log_probs = token_log_probabilities(hidden, head, targets)
-                    found[first * length + places.cpu().numpy()] = log_probs.cpu().numpy()
-                    task.advance(rows.tokens.numel())
-        finally:
-            module.train(was_training)
+        with (
+            in_eval_mode(module),
+            display.task(title, store.length, "tokens") as task,
+            autocast(device, self.precision),
+        ):
+            for first in range(0, store.documents, at_once):
+                rows = packed_rows(store, first, min(first + at_once, store.documents)).to(device)
+                assert rows.answers is not None
+                places = rows.answers.places
+                hidden = module.hidden(rows.tokens, rows.documents)
+                log_probs = answer_log_probabilities(module, hidden, rows)
+                found[first * length + places.cpu().numpy()] = log_probs.cpu().numpy()
+                task.advance(rows.tokens.numel())
         if not np.isfinite(found).all():
             raise CupolaError(f"{title}: log-probabilities are not finite; the weights hold NaN, or overflow")
         return found

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cupola.chat.encoding import stop_ids
 from cupola.chat.template import ChatTemplate
 from cupola.corpus.tokenizer import Tokenizer
-from cupola.generate.decode import Completion, generate
+from cupola.generate.answering import complete, said_in
+from cupola.generate.decode import Completion
 from cupola.models.stack import LanguageModel
-from cupola.parallel.device import Precision, autocast
+from cupola.parallel.device import Precision
 from cupola.train.questions import Question
 
 
@@ -34,24 +34,21 @@ class Answerer:
 
         Tokens that no text holds are never chosen, save those that end an answer.
         """
-        stop = set(stop_ids(self.template, self.tokenizer) | {self.tokenizer.delimiter})
-        banned = self.tokenizer.unwritten(self.module.vocabulary) - stop
         done: list[Completion] = []
-        with autocast(next(self.module.parameters()).device, self.precision):
-            for first in range(0, len(questions), self.at_once):
-                prompts = [question.ids.tolist() for question in questions[first : first + self.at_once]]
-                done += generate(
-                    self.module,
-                    prompts,
-                    max_tokens,
-                    temperature=temperature,
-                    seed=seed + first,
-                    stop=stop,
-                    banned=banned,
-                )
+        for first in range(0, len(questions), self.at_once):
+            prompts = [question.ids.tolist() for question in questions[first : first + self.at_once]]
+            done += complete(
+                self.module,
+                self.tokenizer,
+                self.template,
+                prompts,
+                max_tokens,
+                self.precision,
+                temperature=temperature,
+                seed=seed + first,
+            )
         return done
 
     def text(self, completion: Completion) -> str:
         """What an answer says, without the token that ends it."""
-        stop = stop_ids(self.template, self.tokenizer) | {self.tokenizer.delimiter}
-        return self.tokenizer.decode(token for token in completion.tokens if token not in stop)
+        return said_in(completion, self.tokenizer, self.template)

@@ -24,7 +24,8 @@ from cupola.data.packing import fill, pack
 from cupola.generate.decode import Completion
 from cupola.models.stack import LanguageModel
 from cupola.objectives import advantages
-from cupola.objectives.policy import ADVANTAGE, OLD, REFERENCE, SAMPLED, token_log_probs
+from cupola.objectives.answer_log_probabilities import answer_log_probabilities
+from cupola.objectives.policy import ADVANTAGE, OLD, REFERENCE, SAMPLED
 from cupola.parallel.device import autocast
 from cupola.recipe.alignment import Policy
 from cupola.train.answering import Answerer
@@ -206,7 +207,9 @@ class Rollouts:
     def _log_probs(self, module: LanguageModel, microbatch: Microbatch) -> Tensor:
         device = next(module.parameters()).device
         with autocast(device, self.answerer.precision):
-            return token_log_probs(module, microbatch.to(device), self.policy.temperature).cpu()
+            there = microbatch.to(device)
+            hidden = module.hidden(there.tokens, there.documents)
+            return answer_log_probabilities(module, hidden, there, self.policy.temperature).cpu()
 
 
 def may_be_left(order: Order, policy: Policy, position: int) -> bool:
