@@ -7,10 +7,12 @@ from cupola.evaluate.compressors import xz_bits
 from cupola.evaluate.heldout import choose_texts, combined, heldout_bits
 from cupola.evaluate.long_context import LossByPosition, loss_by_position, probe, refuse_beyond_positions
 from cupola.evaluate.preferences import Ranking, rank_pairs
+from cupola.evaluate.scores import PairScores, score_pairs
 
 __all__ = [
     "BitsPerByte",
     "LossByPosition",
+    "PairScores",
     "Ranking",
     "answer_bits",
     "bits_per_byte",
@@ -21,5 +23,6 @@ __all__ = [
     "probe",
     "rank_pairs",
     "refuse_beyond_positions",
+    "score_pairs",
     "xz_bits",
 ]

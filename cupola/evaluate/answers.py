@@ -12,20 +12,17 @@ from typing import cast
 import torch
 
 from cupola.corpus.tokenizer import Tokenizer
-from cupola.data.batch import Microbatch
-from cupola.data.loader import packed_rows
+from cupola.data.batch import Answers, Microbatch
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError
 from cupola.evaluate.bits import BitsPerByte
-from cupola.models.stack import LanguageModel, in_eval_mode
+from cupola.evaluate.reading import reading
+from cupola.models.stack import LanguageModel
 from cupola.objectives.cross_entropy import token_losses
-from cupola.parallel.device import Precision, autocast
-
-BATCH_TOKENS = 16_384
+from cupola.parallel.device import Precision
 
 
-@torch.no_grad()
 def answer_bits(
     module: LanguageModel,
     store: TokenStore,
@@ -48,27 +45,15 @@ def answer_bits(
     Raises:
         CupolaError: a loss is not finite.
     """
-    length = store.row_length
-    assert length is not None
-    rows = store.documents if most_tokens is None else min(store.documents, max(1, most_tokens // length))
-    at_once = max(1, BATCH_TOKENS // length)
-    device = next(module.parameters()).device
     nats, tokens, size = 0.0, 0, 0
-    with (
-        in_eval_mode(module),
-        (display or Display()).task(title, rows * length, "tokens") as task,
-        autocast(device, precision),
-    ):
-        for first in range(0, rows, at_once):
-            microbatch = packed_rows(store, first, min(first + at_once, rows))
-            answers = microbatch.answers
-            assert answers is not None
+    with reading(module, store, most_tokens, precision, display, title) as rows:
+        for microbatch in rows:
+            answers = cast(Answers, microbatch.answers)
             places = answers.places[answers.sequences % 2 == 0] if chosen_only else answers.places
             scored = microbatch.targets.flatten()[places]
-            nats += _nats(module, microbatch.to(device), places.to(device))
+            nats += _nats(module, microbatch, places)
             tokens += len(scored)
-            size += int(tokenizer.text_bytes[scored.numpy()].sum())
-            task.advance(microbatch.tokens.numel())
+            size += int(tokenizer.text_bytes[scored.cpu().numpy()].sum())
     if not math.isfinite(nats):
         raise CupolaError(
             "the held-out loss is not finite: the weights hold NaN or infinite values, or overflow"

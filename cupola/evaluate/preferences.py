@@ -3,18 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
-import torch
 
-from cupola.data.loader import packed_rows
+from cupola.data.batch import Answers
 from cupola.data.store import TokenStore
 from cupola.display import Display
-from cupola.models.stack import LanguageModel, in_eval_mode
+from cupola.evaluate.reading import reading
+from cupola.models.stack import LanguageModel
 from cupola.objectives.preference import REFERENCE, PreferencePairs
-from cupola.parallel.device import Precision, autocast
-
-BATCH_TOKENS = 16_384
+from cupola.parallel.device import Precision
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class Ranking:
         return vars(self)
 
 
-@torch.no_grad()
 def rank_pairs(
     module: LanguageModel,
     objective: PreferencePairs,
@@ -65,25 +63,13 @@ def rank_pairs(
         reference: (tokens of the store,) fp32 log-probabilities, where the loss compares with some.
         most_tokens: read only the first rows, which hold no more than so many tokens; at least one.
     """
-    length = store.row_length
-    assert length is not None
-    rows = store.documents if most_tokens is None else min(store.documents, max(1, most_tokens // length))
     figures = {} if reference is None else {REFERENCE: reference}
-    at_once = max(1, BATCH_TOKENS // length)
-    device = next(module.parameters()).device
     pairs, sums = 0, dict.fromkeys(("loss", "accuracy", "reward_margin"), 0.0)
-    with (
-        in_eval_mode(module),
-        (display or Display()).task(title, rows * length, "tokens") as task,
-        autocast(device, precision),
-    ):
-        for first in range(0, rows, at_once):
-            microbatch = packed_rows(store, first, min(first + at_once, rows), figures)
-            assert microbatch.answers is not None
-            parts = objective.loss(module, microbatch.to(device))
-            pairs += microbatch.answers.count // 2
+    with reading(module, store, most_tokens, precision, display, title, figures) as rows:
+        for microbatch in rows:
+            parts = objective.loss(module, microbatch)
+            pairs += cast(Answers, microbatch.answers).count // 2
             for name, value in {**parts.metrics, "loss": parts.loss}.items():
                 if name in sums:
                     sums[name] += float(value)
-            task.advance(microbatch.tokens.numel())
     return Ranking(pairs, **{name: value / max(1, pairs) for name, value in sums.items()})

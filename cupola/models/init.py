@@ -67,10 +67,10 @@ def draw(parameter: table.Parameter, model: Model, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, model: Model, vocabulary: int, seed: int) -> None:
+def initialise(module: nn.Module, model: Model, vocabulary: int, seed: int, scores: bool = False) -> None:
     """Give every parameter that the module holds (a pipeline stage holds some) its initial value."""
     held = dict(module.named_parameters()) | dict(module.named_buffers())
-    for parameter in table.parameters(model, vocabulary):
+    for parameter in table.parameters(model, vocabulary, scores):
         if parameter.name in held:
             held.pop(parameter.name).copy_(draw(parameter, model, seed))
     if held:
@@ -83,6 +83,7 @@ def build(
     seed: int,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    scores: bool = False,
 ) -> LanguageModel:
     """The model with its initial weights.
 
@@ -92,10 +93,11 @@ def build(
         seed: of the weights.
         device: where it lies; on `meta` nothing is drawn.
         dtype: of the parameters.
+        scores: with the scalar head of a reward model or a critic.
     """
     with torch.device("meta"):
-        module = LanguageModel(model, vocabulary).to(dtype)
+        module = LanguageModel(model, vocabulary, scores).to(dtype)
     if torch.device(device).type != "meta":
         module = module.to_empty(device=device)
-        initialise(module, model, vocabulary, seed)
+        initialise(module, model, vocabulary, seed, scores)
     return module

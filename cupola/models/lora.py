@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cupola.models.init import draw
 from cupola.models.layers import Linear, linear
 from cupola.models.stack import LanguageModel
-from cupola.models.table import trained
+from cupola.models.table import SCORE, trained
 from cupola.models.table.declaration import Parameter
 from cupola.models.table.trained import ADAPTERS, WEIGHT, A, B, Trained
 from cupola.recipe.schema import Stage
@@ -124,11 +124,18 @@ def merged(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     return found
 
 
-def load(module: LanguageModel, weights: Mapping[str, Tensor]) -> None:
+def load(module: LanguageModel, weights: Mapping[str, Tensor], with_score: bool = False) -> None:
     """Take over weights; those of the plain model leave the updates as they are.
+
+    Args:
+        with_score: the scalar head too; else the module's own stays, and one among the weights is left out.
 
     Raises:
         RuntimeError: they are of another model.
     """
-    own = {p.name: module.get_parameter(p.name) for p in module.adapters}
+    own: dict[str, Tensor] = {p.name: module.get_parameter(p.name) for p in module.adapters}
+    if not with_score:
+        weights = {name: tensor for name, tensor in weights.items() if name != SCORE}
+        if module.score is not None:
+            own[SCORE] = module.score.weight
     module.load_state_dict({**own, **weights})

@@ -123,9 +123,13 @@ class Block(nn.Module):
 
 class LanguageModel(nn.Module):
     """See the module's docstring. Parameters are declared in `cupola.models.table`; nothing here
-    initialises them (`cupola.models.init.build` does)."""
+    initialises them (`cupola.models.init.build` does).
 
-    def __init__(self, model: Model, vocabulary: int) -> None:
+    Args:
+        scores: with the scalar head of a reward model or a critic beside the head of words.
+    """
+
+    def __init__(self, model: Model, vocabulary: int, scores: bool = False) -> None:
         super().__init__()
         self.settings, self.vocabulary = model, vocabulary
         self.adapters: tuple[table.Parameter, ...] = ()
@@ -142,6 +146,7 @@ class LanguageModel(nn.Module):
         )
         self.norm = norm(model)
         self.head = None if model.tied else Linear(model.width, vocabulary, bias=False)
+        self.score = Linear(model.width, 1, bias=False) if scores else None
 
     def numbered_blocks(self) -> Iterable[tuple[str, Block]]:
         """The blocks that this module holds, under their numbers in the whole stack."""
@@ -149,7 +154,8 @@ class LanguageModel(nn.Module):
 
     def declared(self) -> list[table.Parameter]:
         """What is declared of every parameter, those that were added included."""
-        return [*table.parameters(self.settings, self.vocabulary), *self.adapters]
+        own = table.parameters(self.settings, self.vocabulary, scores=self.score is not None)
+        return [*own, *self.adapters]
 
     @property
     def head_weight(self) -> Tensor:
@@ -209,6 +215,17 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (..., vocabulary)."""
         return linear(hidden, self.head_weight)
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> (...), of the parameters' dtype, under autocast too.
+
+        Raises:
+            ValueError: the module has no scalar head.
+        """
+        if self.score is None:
+            raise ValueError("the module has no scalar head")
+        weight = self.score.weight[0]
+        return (hidden.to(weight.dtype) * weight).sum(-1)
 
     def cache(self, columns: int, first: Tensor | None = None) -> Cache:
         """An empty cache for rows of up to `columns` tokens.

@@ -4,9 +4,10 @@ from cupola.objectives.base import LossParts, Objective
 from cupola.objectives.next_token import NextToken
 from cupola.objectives.policy import PolicyGradient
 from cupola.objectives.preference import PreferencePairs
+from cupola.objectives.reward import RewardPairs
 from cupola.recipe.schema import Stage
 
-__all__ = ["LossParts", "NextToken", "Objective", "PolicyGradient", "PreferencePairs", "build"]
+__all__ = ["LossParts", "NextToken", "Objective", "PolicyGradient", "PreferencePairs", "RewardPairs", "build"]
 
 
 def build(stage: Stage, dry_run: bool = False) -> Objective:
@@ -15,8 +16,10 @@ def build(stage: Stage, dry_run: bool = False) -> Objective:
     Args:
         dry_run: what it compares the weights with is not there.
     """
-    if stage.objective == "grpo":
-        return PolicyGradient(stage.policy, dry_run)
+    if stage.samples:
+        return PolicyGradient(stage.policy, dry_run, stage.ppo if stage.objective == "ppo" else None)
     if stage.objective == "dpo":
         return PreferencePairs(stage.preference, own_reference=dry_run)
+    if stage.objective == "reward":
+        return RewardPairs(stage.reward)
     return NextToken(stage.z_loss.values[0], stage.document_mask)

@@ -24,6 +24,8 @@ class LossParts:
         metrics: further sums to report, divided by the normaliser like the loss; detached.
         loads: of each mixture of experts, how many tokens each expert got: (experts,) int64.
         by_token: sums to report, divided by the targets of the batch that count, whatever divides the loss.
+        extremes: (2,) each, the smallest and the largest of something; of the batch's are reported `NAME_min`
+            and `NAME_max`.
     """
 
     sum: Tensor
@@ -31,6 +33,7 @@ class LossParts:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     loads: tuple[Tensor, ...] = ()
     by_token: dict[str, Tensor] = field(default_factory=dict)
+    extremes: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

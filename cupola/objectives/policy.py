@@ -1,4 +1,5 @@
-"""Learning from rewards: the policy gradient of answers that the policy has sampled, in packed rows."""
+"""Learning from rewards: the policy gradient of answers that the policy has sampled, in packed rows; with a
+critic also its loss, from the same forward pass."""
 
 from typing import cast
 
@@ -8,14 +9,23 @@ from torch import nn
 from cupola.data.batch import Answers, Batch, Microbatch
 from cupola.models.stack import Output
 from cupola.objectives.answer_log_probabilities import answer_log_probabilities
+from cupola.objectives.answer_scores import token_values
 from cupola.objectives.base import LossParts
-from cupola.objectives.policy_losses import PolicySettings, PolicyTokens, policy_loss, policy_normaliser
-from cupola.recipe.alignment import Policy
+from cupola.objectives.policy_losses import (
+    PolicySettings,
+    PolicyTokens,
+    policy_loss,
+    policy_normaliser,
+    value_losses,
+)
+from cupola.recipe.alignment import Policy, Ppo
 from cupola.recipe.clock import StepValues
 
 ADVANTAGE, SAMPLED, OLD, REFERENCE = "advantage", "sampled", "old", "reference"
 """Figures of a target (`data.batch.Answers`): its advantage, and its log-probability to the decoder that
 sampled it, to the weights that sampled it, and to those that the stage began with."""
+VALUE, RETURN = "value", "return"
+"""What the critic expected before it when it was sampled, and what it should have expected."""
 
 
 class PolicyGradient:
@@ -24,10 +34,11 @@ class PolicyGradient:
     Args:
         settings: the stage's.
         dry_run: every target has the advantage 1 and is its own reference.
+        critic: of a stage whose model has one.
     """
 
-    def __init__(self, settings: Policy, dry_run: bool = False) -> None:
-        self.settings, self.dry_run = settings, dry_run
+    def __init__(self, settings: Policy, dry_run: bool = False, critic: Ppo | None = None) -> None:
+        self.settings, self.dry_run, self.critic = settings, dry_run, critic
         self.policy_settings = PolicySettings(
             loss_type=settings.loss,
             epsilon=settings.epsilon,
@@ -59,7 +70,8 @@ class PolicyGradient:
         log_probs = answer_log_probabilities(module, output.hidden, microbatch, self.settings.temperature)
         figures = answers.figures
         if self.dry_run:
-            figures = {ADVANTAGE: torch.ones_like(log_probs), REFERENCE: log_probs.detach()}
+            one, none = torch.ones_like(log_probs), torch.zeros_like(log_probs)
+            figures = {ADVANTAGE: one, REFERENCE: log_probs.detach(), VALUE: none, RETURN: one}
         reference = figures[REFERENCE] if self.settings.beta else None
         tokens = PolicyTokens(
             log_probs, figures[ADVANTAGE], answers.sequences, answers.count, figures.get(OLD), reference
@@ -71,6 +83,12 @@ class PolicyGradient:
         if SAMPLED in figures and self.settings.temperature == 1:
             metrics["sampling_gap"] = (figures.get(OLD, log_probs.detach()) - figures[SAMPLED]).abs().sum()
         total = result.sum
+        if self.critic is not None:
+            values, before = token_values(module, output.hidden, microbatch), figures[VALUE]
+            losses = value_losses(values, before, figures[RETURN], self.critic.cliprange_value)
+            total = total + self.critic.vf_coef * losses.sum()
+            moved = (values.detach() - before).abs() > self.critic.cliprange_value
+            metrics |= {"value_loss": losses.detach().sum(), "value_clip": moved.float().sum()}
         if output.balance is not None:
             total = total + output.balance * (len(log_probs) / microbatch.targets.numel())
         return LossParts(total, result.sum.detach(), {}, output.loads, by_token=metrics)

@@ -16,6 +16,7 @@ from cupola.objectives.answer_log_probabilities import answer_log_probabilities
 from cupola.objectives.base import LossParts
 from cupola.objectives.packed import sequence_lengths, sequence_sums
 from cupola.objectives.preference_losses import Completions, PairLosses, PairSettings, pair_losses
+from cupola.objectives.reward_losses import pair_metrics
 from cupola.recipe.alignment import Preference
 from cupola.recipe.clock import StepValues
 
@@ -103,12 +104,8 @@ class PreferencePairs:
 
 @torch.no_grad()
 def _metrics(losses: PairLosses, chosen: Completions, rejected: Completions) -> dict[str, Tensor]:
-    margins = losses.chosen_reward - losses.rejected_reward
     return {
-        "chosen_reward": losses.chosen_reward.sum(),
-        "rejected_reward": losses.rejected_reward.sum(),
-        "reward_margin": margins.sum(),
-        "accuracy": (margins > 0).float().sum(),
+        **pair_metrics(losses.chosen_reward, losses.rejected_reward),
         "chosen_log_prob": chosen.log_probs.sum(),
         "rejected_log_prob": rejected.log_probs.sum(),
     }

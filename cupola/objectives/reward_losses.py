@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def bradley_terry(
-    chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, center_rewards_coefficient: float = 0.0
+    chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, center_rewards_coefficient: float = 0.0
 ) -> Tensor:
     """-log P(chosen is preferred) of each pair, where P = sigmoid(difference of the rewards).
 
@@ -16,14 +16,14 @@ def bradley_terry(
     Args:
         chosen: (P,) fp32, rewards of the preferred completions.
         rejected: (P,) fp32, of the others.
-        margin: (P,) by how much each chosen reward should exceed its rival's; None for 0.
+        margin: (P,), or one for all: by how much each chosen reward should exceed its rival's.
         center_rewards_coefficient: weight of the squared sum of a pair's rewards.
 
     Returns:
         (P,) fp32, to be summed and divided by the number of pairs.
     """
     difference = chosen - rejected
-    loss = -F.logsigmoid(difference if margin is None else difference - margin)
+    loss = -F.logsigmoid(difference - margin)
     if center_rewards_coefficient:
         loss = loss + center_rewards_coefficient * (chosen + rejected).square()
     return loss
@@ -37,14 +37,14 @@ def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
         rejected: (P,) of the others.
 
     Returns:
-        fp32 scalars, detached: `reward_chosen`, `reward_rejected`, `reward_margin`, and `reward_accuracy`,
-        pairs in the right order. Equal rewards are no right order, so a policy that equals its reference has
+        Scalars, detached: `chosen_reward`, `rejected_reward`, `reward_margin`, and `accuracy`, pairs in the
+        right order. Equal rewards are no right order, so a policy that equals its reference has
         accuracy 0.
     """
     chosen, rejected = chosen.detach(), rejected.detach()
     return {
-        "reward_chosen": chosen.sum(),
-        "reward_rejected": rejected.sum(),
+        "chosen_reward": chosen.sum(),
+        "rejected_reward": rejected.sum(),
         "reward_margin": (chosen - rejected).sum(),
-        "reward_accuracy": (chosen > rejected).float().sum(),
+        "accuracy": (chosen > rejected).float().sum(),
     }

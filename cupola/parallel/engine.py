@@ -62,6 +62,7 @@ class LocalEngine:
         """
         sums: dict[str, Tensor] = {}
         by_token: dict[str, Tensor] = {}
+        extremes: dict[str, Tensor] = {}
         loads: tuple[Tensor, ...] = ()
         self.module.train()
         with autocast(self.device, self.precision):
@@ -72,9 +73,12 @@ class LocalEngine:
                     (parts.sum / normaliser).backward()
                 _add(sums, {"total": parts.sum.detach(), "loss": parts.loss, **parts.metrics})
                 _add(by_token, parts.by_token)
+                _widen(extremes, parts.extremes)
                 loads = tuple(map(torch.add, loads, parts.loads)) if loads else parts.loads
         means = {name: value / normaliser for name, value in sums.items()}
         means |= {name: value / max(1, tokens) for name, value in by_token.items()}
+        for name, (smallest, largest) in extremes.items():
+            means |= {f"{name}_min": smallest, f"{name}_max": largest}
         return PassResult(means.pop("loss"), means.pop("total"), means, loads)
 
     def compile(self) -> None:
@@ -107,3 +111,9 @@ class LocalEngine:
 def _add(sums: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
     for name, value in parts.items():
         sums[name] = sums[name] + value if name in sums else value
+
+
+def _widen(extremes: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+    for name, ends in parts.items():
+        both = torch.stack([extremes.get(name, ends), ends])
+        extremes[name] = torch.stack([both[:, 0].min(), both[:, 1].max()])

@@ -8,17 +8,19 @@ import numpy as np
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.data.store import TokenStore
 from cupola.display import Display
-from cupola.evaluate import BitsPerByte, Ranking, answer_bits, rank_pairs
+from cupola.evaluate import BitsPerByte, PairScores, Ranking, answer_bits, rank_pairs, score_pairs
 from cupola.models.stack import LanguageModel
 from cupola.objectives import PreferencePairs
 from cupola.parallel.device import Precision
 from cupola.recipe.alignment import Policy
 from cupola.train.answering import Answerer
 from cupola.train.questions import Question, Questions
-from cupola.train.rewards import Given, Rewards
+from cupola.train.rewards import Rewards
 
 LOOKED_AT, AT_THE_END = 64, 1000
 """Held-out questions of each source that are answered in the course of a stage, and at its end."""
+PREFERENCE = {name: f"preference_{name}" for name in ("pairs", "accuracy", "loss")}
+"""Figures of a reward model that have the names which they have for a policy that learns from pairs."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,12 @@ class Judge:
 
     Args:
         stores: source -> its held-out rows; empty for a stage that learns from text.
+
+    Attributes:
+        writes: whether what the model writes says anything about what it has learnt.
     """
+
+    writes = True
 
     def __init__(self, stores: Mapping[str, TokenStore]) -> None:
         self.stores = stores
@@ -123,6 +130,39 @@ class PairsJudge(Judge):
         )
 
 
+class ScoresJudge(Judge):
+    """By how a reward model scores held-out pairs. It writes nothing; the bits of chosen answers say how much
+    of the language model is left below its head."""
+
+    writes = False
+
+    def judge(self, subject: Subject) -> Judgement:
+        """Read the held-out rows, or the first of them."""
+        bits = self._bits(subject, chosen_only=True)
+        whole = PairScores.of(
+            [
+                score_pairs(
+                    subject.module,
+                    store,
+                    most_tokens=subject.most_tokens,
+                    precision=subject.precision,
+                    display=subject.display,
+                    title=f"held-out pairs of {source}",
+                )
+                for source, store in self.stores.items()
+            ]
+        )
+        if not len(whole.rewards):
+            return Judgement(bits)
+        facts = whole.facts()
+        metrics = {PREFERENCE.get(name, name): value for name, value in facts.items()}
+        said = (
+            f"preference accuracy {facts['accuracy']:.3f} of {facts['pairs']:,} pairs,"
+            f" loss {facts['loss']:.3f}, calibration error {facts['calibration_error']:.3f}"
+        )
+        return Judgement(bits, metrics, said)
+
+
 class RewardJudge(Judge):
     """By the rewards of answers to held-out questions, the likeliest and one sampled at temperature 1."""
 
@@ -154,7 +194,7 @@ class RewardJudge(Judge):
             [question for _, question in asked], self.policy.max_completion_length, temperature, seed=0
         )
         given = [
-            Given(source, question, self.answerer.text(answer), answer.finish_reason == "stop", (0, number))
+            self.answerer.given(source, question, answer, (0, number))
             for number, ((source, question), answer) in enumerate(zip(asked, done, strict=True))
         ]
         totals, _ = self.rewards.of(given)

@@ -54,7 +54,8 @@ def _bytes_of_training(model: Model, rows: int, stage: Stage) -> tuple[int, str]
     """Bytes that a stage holds from its first step to its last, and the kind of its optimizer."""
     settings = stage.optimizer or Optimizer()
     part = trained.of_stage(model, rows, stage)
-    moving = [p for p in table.parameters(model, rows) if p.name in part.own] + list(part.adapters)
+    moving = [p for p in table.parameters(model, rows, stage.scores) if p.name in part.own]
+    moving += part.adapters
     held = sum(2 * FP32 * p.size + _bytes_of_state(p, settings) for p in moving)
     return held + sum(FP32 * p.size for p in part.frozen), settings.kind
 

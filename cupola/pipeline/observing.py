@@ -104,6 +104,8 @@ class Observer:
         return result
 
     def _sample(self, step: int, tokens: int) -> None:
+        if not self.judge.writes:
+            return
         samples = self._answered() if self.judge.stores else self._continued()
         for sample in samples:
             json_lines.append(self.folder.samples, {"step": step, "tokens": tokens, **sample})

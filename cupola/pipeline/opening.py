@@ -92,6 +92,11 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
     """
     folder, stage_folder, loaded = _find(path, stage, display)
     recipe = _recipe(folder)
+    if not folder.imported and is_reward_model(recipe, stage_folder.name):
+        raise InputError(
+            f"{stage_folder.path}: stage {stage_folder.name} is a reward model, which scores answers and"
+            " writes none; choose another with --stage"
+        )
     tokenizer = _tokenizer(folder)
     device = default_device()
     try:
@@ -100,7 +105,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         raise InputError(_foreign(folder, stage_folder, loaded)) from None
     module = build(model, loaded.facts["vocabulary"], seed=0, device=device)
     try:
-        module.load_state_dict(_merged(loaded))
+        lora.load(module, _merged(loaded))  # a critic is no part of what it has learnt to say
         same_tokenizer = loaded.facts["tokenizer"] == tokenizer.fingerprint
     except (RuntimeError, KeyError):
         same_tokenizer = False
@@ -122,6 +127,11 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         precision=folder.fact("decisions")["precision"],
         device=device,
     )
+
+
+def is_reward_model(recipe: Recipe, name: str) -> bool:
+    """Whether a stage leaves a model that scores and does not write."""
+    return name in recipe.stages and recipe.stages[name].objective == "reward"
 
 
 def _merged(loaded: checkpoint.Checkpoint) -> dict[str, torch.Tensor]:

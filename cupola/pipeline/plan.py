@@ -6,7 +6,7 @@ whose key has changed is set aside (renamed, never deleted) and done anew, and s
 key contains its parent's.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,10 @@ class PlannedStage:
 
     Attributes:
         number: its place in the recipe, from 1.
-        key: digest of its settings, sources, tokenizer, model, seed, precision and its parent's key.
+        key: digest of its settings, sources, tokenizer, model, seed, precision and the keys of the stages
+            whose weights it needs.
         parent: the folder of the stage whose weights it begins with, or None.
+        beside: those of other stages whose weights it needs, by name (`Stage.beside`).
         action: leave it alone, resume it, or begin it.
     """
 
@@ -39,6 +41,7 @@ class PlannedStage:
     folder: StageFolder
     parent: StageFolder | None
     action: Literal["unchanged", "resume", "begin"]
+    beside: dict[str, StageFolder] = field(default_factory=dict)
 
 
 def stage_names_until(recipe: Recipe, until: str | None) -> list[str]:
@@ -71,7 +74,11 @@ def plan_stages(
     folders: dict[str, StageFolder] = {}
     for number, (name, stage) in enumerate(recipe.stages.items(), start=1):
         parent = recipe.parent_of(name)
-        key = keys[name] = _key(recipe, name, stage, prepared, precision, keys[parent] if parent else "")
+        needed = {
+            "parent": keys[parent] if parent else "",
+            **{f"beside {n}": keys[n] for n in stage.beside()},
+        }
+        key = keys[name] = _key(recipe, name, stage, prepared, precision, needed)
         stage_folder = folders[name] = folder.stage(number, name)
         action = _action(stage_folder, key, display)
         if action == "begin" and stage_folder.facts():
@@ -79,7 +86,8 @@ def plan_stages(
         elif action == "begin" and _is_lost(folder, name):
             display.warn(f"stage {name}: {stage_folder.path} is gone; it is trained again from its beginning")
         begins_from = folders[parent] if parent else None
-        planned.append(PlannedStage(number, name, stage, key, stage_folder, begins_from, action))
+        beside = {other: folders[other] for other in stage.beside()}
+        planned.append(PlannedStage(number, name, stage, key, stage_folder, begins_from, action, beside))
     belonging = {stage.folder.path for stage in planned}
     for stranger in folder.stages():
         if stranger.path not in belonging:
@@ -116,12 +124,20 @@ def _with_sound_checkpoints(planned: list[PlannedStage], display: Display) -> li
             except CupolaError as error:
                 _warn_of_damage(stage.name, error, display)
                 stage = sound[index] = replace(stage, action="resume")
+        if stage.action != "unchanged":
+            needed |= set(stage.beside)
         if stage.parent and stage.action != "unchanged" and not any_verified(stage.folder.checkpoints):
             needed.add(stage.parent.name)
     return sound
 
 
-def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision: str, parent: str) -> str:
+def _key(
+    recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision: str, needed: dict[str, str]
+) -> str:
+    """
+    Args:
+        needed: the keys of the stages whose weights it needs, by what for.
+    """
     return storage.digest(
         {
             "seed": recipe.seed,
@@ -132,7 +148,7 @@ def _key(recipe: Recipe, name: str, stage: Stage, prepared: Prepared, precision:
             "name": name,
             "stage": _shaping(stage),
             "sources": {name: store.fingerprint for name, store in prepared.train_stores(stage).items()},
-            "parent": parent,
+            **needed,
             **({"template": prepared.template.fingerprint} if stage.reads != "text" else {}),
         }
     )
@@ -147,7 +163,9 @@ def _shaping(stage: Stage) -> dict[str, Any]:
         "parent": False,
         "rope": False,
         "preference": stage.objective == "dpo",
+        "reward": stage.objective == "reward",
         "policy": stage.samples,
+        "ppo": stage.objective == "ppo",
         "freeze": bool(stage.freeze),
         "lora": stage.lora is not None,
     }

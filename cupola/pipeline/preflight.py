@@ -107,7 +107,8 @@ def _check_stage(
 ) -> StageCheck:
     device = torch.device(decisions.device)
     reset_peak_memory(device)
-    module = build(recipe.model_of(name), decisions.vocabulary, recipe.seed, device)
+    model = recipe.model_of(name)
+    module = build(model, decisions.vocabulary, recipe.seed, device, scores=stage.scores)
     lora.restrict(module, stage, name, recipe.seed)
     optimizer = optim.build(module, stage.optimizer)
     objective = objectives.build(stage, dry_run=True)
@@ -193,8 +194,8 @@ def _first_microbatches(
 
 
 def _two_answers(tokens: torch.Tensor) -> Microbatch:
-    """Rows of two sequences each, all of which is learnt, with token 0 between them."""
-    tokens[:, 0] = tokens[:, tokens.shape[1] // 2] = 0
+    """Rows of two sequences each, all of which is learnt, with token 0 before and after each."""
+    tokens[:, [0, tokens.shape[1] // 2, -1]] = 0
     return Microbatch.of_rows(tokens, delimiter=0, learnt=(tokens != 0).numpy())
 
 

@@ -7,19 +7,20 @@ first step policy and reference agree to rounding and DPO's loss is ln 2.
 """
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-import torch
 
 from cupola import storage
 from cupola.corpus.built import build_once
-from cupola.data.loader import packed_rows
+from cupola.data.batch import Answers
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError
-from cupola.models.stack import LanguageModel, in_eval_mode
+from cupola.evaluate.reading import reading
+from cupola.models.stack import LanguageModel
 from cupola.objectives.answer_log_probabilities import answer_log_probabilities
-from cupola.parallel.device import Precision, autocast
+from cupola.parallel.device import Precision
 from cupola.paths import cache_root
 
 VERSION = 1
@@ -77,26 +78,17 @@ class References:
         storage.verify(folder)
         return np.memmap(folder / FILE, dtype=np.float32, mode="r")
 
-    @torch.no_grad()
     def _read(self, module: LanguageModel, store: TokenStore, display: Display, title: str) -> np.ndarray:
-        length = store.row_length
-        assert length is not None
-        device = next(module.parameters()).device
-        found = np.zeros(store.length, dtype=np.float32)
-        at_once = max(1, self.microbatch_tokens // length)
-        with (
-            in_eval_mode(module),
-            display.task(title, store.length, "tokens") as task,
-            autocast(device, self.precision),
-        ):
-            for first in range(0, store.documents, at_once):
-                rows = packed_rows(store, first, min(first + at_once, store.documents)).to(device)
-                assert rows.answers is not None
-                places = rows.answers.places
-                hidden = module.hidden(rows.tokens, rows.documents)
-                log_probs = answer_log_probabilities(module, hidden, rows)
-                found[first * length + places.cpu().numpy()] = log_probs.cpu().numpy()
-                task.advance(rows.tokens.numel())
+        found, first = np.zeros(store.length, dtype=np.float32), 0
+        with reading(
+            module, store, None, self.precision, display, title, batch_tokens=self.microbatch_tokens
+        ) as rows:
+            for microbatch in rows:
+                places = cast(Answers, microbatch.answers).places
+                hidden = module.hidden(microbatch.tokens, microbatch.documents)
+                log_probs = answer_log_probabilities(module, hidden, microbatch)
+                found[first + places.cpu().numpy()] = log_probs.cpu().numpy()
+                first += microbatch.tokens.numel()
         if not np.isfinite(found).all():
             raise CupolaError(f"{title}: log-probabilities are not finite; the weights hold NaN, or overflow")
         return found

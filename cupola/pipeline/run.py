@@ -289,6 +289,12 @@ def _say_what_next(
         display.say(f"done in {duration(seconds)}: {folder.path / 'report.html'}")
     run = shlex.quote(str(folder.path))
     display.say("next:")
+    writing = [stage.name for stage in report.stages if recipe.stages[stage.name].objective != "reward"]
+    if not writing:
+        display.say(f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}      every curve")
+        return
+    if writing[-1] != report.stages[-1].name:
+        run += f" --stage {writing[-1]}"
     if any(stage.reads != "text" for stage in recipe.stages.values()):
         display.say(f"  cupola chat {run}                         talk with it")
     display.say(f'  cupola generate {run} --prompt "The people"   let it speak')

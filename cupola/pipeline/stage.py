@@ -5,9 +5,9 @@ optimizer's state and the position), the last checkpoint of its parent (what `ca
 The parts know nothing of files; saving, evaluating and sampling are given to the loop as callbacks.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,38 +15,29 @@ import torch
 from cupola import objectives, optim
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.names import folder_name
-from cupola.checkpoint.verifying import read_facts
-from cupola.data.batch import Batch
-from cupola.data.loader import Figures, Loader, Reader
 from cupola.data.order import Order, epoch_tokens
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.models import build, lora
-from cupola.models.stack import LanguageModel
 from cupola.models.table import trained
-from cupola.objectives.preference import REFERENCE
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
-from cupola.pipeline.folder import RunFolder
-from cupola.pipeline.judging import Judge, PairsJudge, RewardJudge
+from cupola.pipeline.folder import RunFolder, StageFolder
+from cupola.pipeline.material import material_of
 from cupola.pipeline.observing import Observer
 from cupola.pipeline.plan import PlannedStage, final_checkpoint
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.records import DONE
-from cupola.pipeline.reference import References
 from cupola.recipe import rotary
 from cupola.recipe.clock import Clock
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Recipe, Stage
-from cupola.train.answering import Answerer
 from cupola.train.compiling import decide_compile
 from cupola.train.health import Watch, interval
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
 from cupola.train.metrics import cut_back
 from cupola.train.questions import Questions
-from cupola.train.rewards import Rewards
-from cupola.train.rollouts import Rollouts, may_be_left
 
 Sources = Mapping[str, TokenStore | Questions]
 
@@ -103,22 +94,15 @@ class StageRun:
         self.prepared, self.decisions = prepared, decisions
         self.files, self.stage = planned.folder, planned.stage
         device = torch.device(decisions.device)
-        self.questions = prepared.questions(self.stage, "train", display) if self.stage.samples else {}
-        self.stores = {} if self.stage.samples else prepared.train_stores(self.stage)
-        sources: Sources = {**self.stores, **self.questions}
-        self.clock = stage_clock(self.stage, sources)
-        self.order = stage_order(recipe, planned.name, self.stage, sources, self.clock)
         self.model = recipe.model_of(planned.name)
-        self.module = build(self.model, prepared.vocabulary, recipe.seed, device)
+        self.module = build(self.model, prepared.vocabulary, recipe.seed, device, scores=self.stage.scores)
+        self.material = material_of(recipe, prepared, decisions, planned, self.module, display)
+        self.clock = stage_clock(self.stage, self.material.sources)
+        self.order = stage_order(recipe, planned.name, self.stage, self.material.sources, self.clock)
         self.trained = lora.restrict(self.module, self.stage, planned.name, recipe.seed)
         self.optimizer: optim.AdamW = optim.build(self.module, self.stage.optimizer)
         self.objective = objectives.build(self.stage)
         self.engine = LocalEngine(self.module, decisions.precision, device)
-        self.heldout = prepared.heldout_stores(self.stage)
-        self.references: References | None = None
-        self.figures: Figures = {}
-        self.answerer = Answerer(self.module, prepared.tokenizer, prepared.template, decisions.precision)
-        self.parent_module: LanguageModel | None = None
 
     def train(self, run_seconds: float | None, stop_at: int | None = None) -> StageResult:
         """Train to the end of the stage and record it as done, or to where it pauses.
@@ -132,7 +116,7 @@ class StageRun:
             CupolaError: it can't go on; the last checkpoint is intact.
         """
         self.files.sweep()
-        self._refer()
+        self.material.refer()
         start = self._start()
         for path in (self.files.metrics, self.files.health):
             cut_back(path, start.step)
@@ -167,29 +151,6 @@ class StageRun:
             self._finish(result)
         return result
 
-    def _refer(self) -> None:
-        """What the stage's answers were worth to its parent, where its objective compares with that."""
-        if self.stage.samples and self.stage.policy.beta:
-            assert self.planned.parent is not None, "the recipe's checks see to it"
-            device = torch.device(self.decisions.device)
-            self.parent_module = build(self.model, self.prepared.vocabulary, self.recipe.seed, device)
-            weights = checkpoint.load(final_checkpoint(self.planned.parent), with_optimizer=False).weights
-            self.parent_module.load_state_dict(weights)
-            self.parent_module.eval().requires_grad_(False)
-        if self.stage.objective != "dpo" or not self.stage.preference.needs_reference:
-            return
-        assert self.planned.parent is not None, "the recipe's checks see to it"
-        path = final_checkpoint(self.planned.parent)
-        weights = read_facts(path)["weights_sha256"]
-        self.references = References(weights, self.decisions.precision, self.decisions.microbatch_tokens)
-        if self.references.missing([*self.stores.values(), *self.heldout.values()]):
-            lora.load(self.module, checkpoint.load(path, with_optimizer=False).weights)
-            for stores, what in ((self.stores, "pairs"), (self.heldout, "held-out pairs")):
-                for source, store in stores.items():
-                    title = f"{what} of {source} under the weights of {self.planned.parent.name}"
-                    self.references.make(self.module, store, self.display, title)
-        self.figures = {REFERENCE: {name: self.references.load(store) for name, store in self.stores.items()}}
-
     def _start(self) -> Progress:
         """Put the weights where the stage begins or goes on, and say where that is."""
         own = checkpoint.load_newest(self.files.checkpoints, self._report_ignored)
@@ -202,16 +163,24 @@ class StageRun:
             self.display.warn(
                 f"stage {self.planned.name}: has no whole checkpoint; begins again from {origin}"
             )
-        if parent is None:
-            return Progress()
+        loaded = None if parent is None else self._carry_over(parent)
+        self.material.begin()
+        return Progress(global_step=loaded.facts["global_step"] if loaded else 0)
+
+    def _carry_over(self, parent: StageFolder) -> checkpoint.Checkpoint:
+        """Take what `carry` names from the parent; its scalar head only where it is of the same kind."""
         loaded = checkpoint.load(final_checkpoint(parent))
+        before = self.recipe.stages.get(parent.name)
+        has_head = before is not None and before.scores
+        same = before is not None and before.objective == self.stage.objective
         if "weights" in self.stage.carry:
-            lora.load(self.module, loaded.weights)
+            lora.load(self.module, loaded.weights, with_score=has_head and same)
         if "optimizer" in self.stage.carry:
             self._load_optimizer(loaded)
         carried = " and ".join(self.stage.carry)
-        self.display.say(f"stage {self.planned.name}: takes {carried} from {parent.name}")
-        return Progress(global_step=loaded.facts["global_step"])
+        without = ", without its scalar head" if has_head and not same else ""
+        self.display.say(f"stage {self.planned.name}: takes {carried} from {parent.name}{without}")
+        return loaded
 
     def _resume(self, loaded: checkpoint.Checkpoint) -> Progress:
         self.order.verify_state(loaded.facts["data"])
@@ -220,6 +189,7 @@ class StageRun:
         self.module.load_state_dict(loaded.weights)
         self._load_optimizer(loaded)
         facts = loaded.facts
+        self.material.resume(facts)
         self.display.say(f"stage {self.planned.name}: goes on after step {facts['step']}")
         return Progress(facts["step"], facts["tokens"], facts["seconds"], facts["global_step"])
 
@@ -237,10 +207,9 @@ class StageRun:
         """Compile the blocks if the recipe says so, if this stage did before, or if it pays."""
         compiled = self.files.facts().get("compiled")
         undecided = self.recipe.compile == "auto" and compiled is None and run_seconds is not None
-        if undecided and run_seconds is not None and not self.stage.samples:
-            reader = Reader(self.order, self.stores, self.decisions.microbatch_tokens, 0, 1, self.figures)
-            last = reader.batch(self.clock.boundary(self.clock.step_count - 1), self.clock.end)
-            choice = decide_compile(self.engine, self.objective, last.microbatches[0], run_seconds)
+        last = self.material.last_microbatch(self.order) if undecided else None
+        if last is not None and run_seconds is not None:
+            choice = decide_compile(self.engine, self.objective, last, run_seconds)
             if choice.on or choice.cost is not None:
                 self.display.say(f"torch.compile {'on' if choice.on else 'off'}: {choice.reason}")
             compiled = choice.on
@@ -257,7 +226,7 @@ class StageRun:
             self.prepared,
             self.module,
             self.stage,
-            self._judge(),
+            self.material.judge(self.objective),
             self.decisions.precision,
             self.recipe.seed,
             self.display,
@@ -268,7 +237,7 @@ class StageRun:
             engine=self.engine,
             optimizer=self.optimizer,
             objective=self.objective,
-            batches=self._batches,
+            batches=partial(self.material.batches, self.order),
             metrics=self.files.metrics,
             save=self._save,
             save_every=self.recipe.checkpoint.every,
@@ -279,20 +248,9 @@ class StageRun:
             start=start,
             tensorboard=self.folder.tensorboard,
             health=self._watch(),
-            may_be_left=self._may_be_left,
-            unit="questions" if self.stage.samples else "tokens",
+            may_be_left=partial(self.material.may_be_left, self.order),
+            unit=self.material.unit,
         )
-
-    def _judge(self) -> Judge:
-        """What the stage is judged by."""
-        if isinstance(self.objective, objectives.PreferencePairs):
-            find = self.references.load if self.references else None
-            return PairsJudge(self.objective, self.heldout, find)
-        if self.stage.samples:
-            questions = self.prepared.questions(self.stage, "heldout")
-            rewards = Rewards(self.stage.policy.rewards)
-            return RewardJudge(self.answerer, questions, rewards, self.stage.policy, self.heldout)
-        return Judge(self.heldout)
 
     def _watch(self) -> Watch | None:
         every = interval(self.recipe.health, self.clock)
@@ -300,25 +258,6 @@ class StageRun:
             return None
         parts = (self.engine, self.optimizer, self.objective)
         return Watch(self.files.health, every, self.clock, *parts, self.planned.name, self.display)
-
-    def _may_be_left(self, position: int) -> bool:
-        return not self.stage.samples or may_be_left(self.order, self.stage.policy, position)
-
-    def _batches(self, position: int) -> AbstractContextManager[Iterator[Batch]]:
-        if self.stage.samples:
-            return Rollouts(
-                self.order,
-                self.questions,
-                self.stage.policy,
-                Rewards(self.stage.policy.rewards),
-                self.answerer,
-                self.parent_module,
-                self.stage.longest_row(),
-                self.decisions.microbatch_tokens,
-                position,
-            )
-        size = self.decisions.microbatch_tokens
-        return Loader(self.order, self.stores, position, microbatch_tokens=size, figures=self.figures)
 
     def _save(self, progress: Progress) -> None:
         facts = {
@@ -330,6 +269,7 @@ class StageRun:
             "vocabulary": self.prepared.vocabulary,
             "tokenizer": self.prepared.tokenizer.fingerprint,
             "data": self.order.state(progress.position),
+            **self.material.facts(),
             **({"lora": self.stage.lora.model_dump(mode="json")} if self.stage.lora else {}),
         }
         # What later stages and every reader take is the plain model.

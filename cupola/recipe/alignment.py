@@ -5,13 +5,27 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cupola.recipe.corpora import Format
+from cupola.recipe.kinds import Name
 from cupola.recipe.strict import Strict
 
-Objective = Literal["next_token", "sft", "dpo", "grpo"]
-READS: dict[Objective, Format] = {"next_token": "text", "sft": "chat", "dpo": "preference", "grpo": "chat"}
+Objective = Literal["next_token", "sft", "dpo", "reward", "grpo", "ppo"]
+READS: dict[Objective, Format] = {
+    "next_token": "text",
+    "sft": "chat",
+    "dpo": "preference",
+    "reward": "preference",
+    "grpo": "chat",
+    "ppo": "chat",
+}
 """Objective -> what the documents of its sources are."""
-SAMPLES: frozenset[Objective] = frozenset({"grpo"})
+SCORES: frozenset[Objective] = frozenset({"reward", "ppo"})
+"""Those whose model has a scalar head."""
+SAMPLES: frozenset[Objective] = frozenset({"grpo", "ppo"})
 """Those that learn from answers of their own to the questions in them."""
+
+
+STAGE = "stage:"
+"""How the name of a reward begins that a reward model gives."""
 
 
 class Preference(Strict):
@@ -43,8 +57,17 @@ class Preference(Strict):
         return self.loss not in ("simpo", "orpo")
 
 
+class RewardModel(Strict):
+    """How a stage of objective reward learns from pairs; settings have the names that they have in TRL."""
+
+    margin: float = Field(default=0.0, ge=0)
+    """By how much the reward of a chosen answer should exceed its rival's (Touvron et al. 2023)."""
+    center_rewards_coefficient: float = Field(default=0.01, ge=0)
+    """Weight of the squared sum of a pair's rewards, which holds them near 0 (Eisenstein et al. 2023)."""
+
+
 class Policy(Strict):
-    """How a stage of objective grpo learns from rewards for its own answers; named as in TRL."""
+    """How a stage of objective grpo or ppo learns from rewards for its own answers; named as in TRL."""
 
     shorthand: ClassVar[str | None] = "loss"
     loss: Literal["grpo", "dapo", "dr_grpo", "cispo"] = "dapo"
@@ -52,8 +75,8 @@ class Policy(Strict):
     dr_grpo: sum by a constant length (Liu et al. 2025). cispo: clipped weights (MiniMax 2025)."""
     prompts: int = Field(default=16, ge=1)
     """Questions that are answered at a time."""
-    completions: int = Field(default=8, ge=2)
-    """Answers to each."""
+    completions: int = Field(default=8, ge=1)
+    """Answers to each; for grpo, which compares them, at least 2."""
     updates: int = Field(default=1, ge=1)
     """Steps that are made from them, each from its share of the questions; with more than one the policy has
     moved since it answered, and the ratio is clipped."""
@@ -63,7 +86,8 @@ class Policy(Strict):
     """Of sampling, and of the probabilities that are learnt."""
     rewards: dict[str, float] = Field(default={"check": 1.0}, min_length=1)
     """Rewards and weights: `check` (is the answer right, as its generator says, or the same as the corpus's),
-    `finished` (it ended by itself), `random` (a control), or `path/to/file.py:function`."""
+    `finished` (it ended by itself), `random` (a control), `stage:NAME` (what the reward model of an earlier
+    stage finds), or `path/to/file.py:function`."""
     advantages: Literal["group", "batch", "none", "leave_one_out"] = "group"
     """The reward over the mean of its group, divided by the deviation of group, batch or none (Dr. GRPO), or
     over the mean of the others (RLOO, Ahmadian et al. 2024)."""
@@ -86,7 +110,50 @@ class Policy(Strict):
     overlong_buffer: int = Field(default=0, ge=0)
     """Over so many tokens before the limit the reward falls by up to 1 (DAPO's soft punishment)."""
 
+    not_in_ppo: ClassVar[dict[str, str]] = {
+        "loss": "its loss is the mean over all tokens",
+        "advantages": "its critic says what they are",
+        "importance_sampling_level": "each token has an advantage of its own",
+        "dynamic_sampling": "it compares no answers with each other",
+        "mask_truncated": "ppo.missing_eos_penalty is for answers that were cut off",
+        "beta": "ppo.kl_coef is the weight of the KL",
+        "kl_estimator": "ppo.kl_coef is the weight of the KL",
+    }
+    """Settings that have an effect in grpo alone, and why."""
+
+    def reward_stages(self) -> list[str]:
+        """The stages whose reward models are asked."""
+        return [name.removeprefix(STAGE) for name in self.rewards if name.startswith(STAGE)]
+
     @property
     def clip_high(self) -> float:
         """`epsilon_high`, or `epsilon` where it is not given."""
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+
+class Ppo(Strict):
+    """The critic, and what tokens are worth, in a stage of objective ppo (Schulman et al. 2017; Ouyang et al.
+    2022); settings have the names that they have in TRL."""
+
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount of later rewards."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """Of generalised advantages: 0 trusts the critic alone, 1 the rewards alone."""
+    vf_coef: float = Field(default=0.1, ge=0)
+    """Weight of the critic's loss."""
+    cliprange_value: float = Field(default=0.2, gt=0)
+    """How far from its estimate before the update the critic may profit."""
+    value_from: Name | None = None
+    """The earlier stage of objective reward whose head the critic begins with; by default it is 0."""
+    kl_coef: float = Field(default=0.05, ge=0)
+    """What a nat of the KL to the weights that the stage began with costs, token by token."""
+    target_kl: float | None = Field(default=None, gt=0)
+    """KL of an answer, in nats, that `kl_coef` is steered to, round by round (Ziegler et al. 2019)."""
+    kl_horizon: int = Field(default=10_000, ge=1)
+    """Over so many answers `kl_coef` may grow or fall by a factor of about 1.2."""
+    whiten_advantages: bool = True
+    """Advantages are shifted to mean 0 and scaled to variance 1 over the tokens of a round."""
+    whiten_rewards: bool = False
+    """Rewards of tokens are scaled to variance 1 over the tokens of a round."""
+    missing_eos_penalty: float = Field(default=0.0, ge=0)
+    """Taken off the reward of an answer that was cut off."""

@@ -45,7 +45,7 @@ ELSEWHERE = {
 """What other systems call it."""
 
 TO_COME = {
-    ("objective",): ("kto", "reward", "ppo"),
+    ("objective",): ("kto",),
 }
 """Values that are planned, by the last keys of where they will stand."""
 

@@ -6,127 +6,34 @@ A mapping whose class names a `shorthand` may be written as that one value: `opt
 `optimizer: {kind: muon}`, `learning_rate: 3e-4` is `learning_rate: {peak: 3e-4}`.
 """
 
-import math
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import Field
 
 from cupola.recipe.adapting import Lora
-from cupola.recipe.alignment import READS, SAMPLES, Objective, Policy, Preference
+from cupola.recipe.alignment import READS, SAMPLES, SCORES, Objective, Policy, Ppo, Preference, RewardModel
 from cupola.recipe.corpora import Corpus, Format
 from cupola.recipe.curve import Curve, Piecewise
+from cupola.recipe.kinds import (
+    LARGEST_WEIGHT,
+    Decay,
+    Horizon,
+    Interval,
+    Lengths,
+    Looks,
+    Mixture,
+    Name,
+    NewtonSchulz,
+    Positive,
+    ShareCurve,
+    Warmup,
+    Weights,
+    WholePath,
+)
 from cupola.recipe.model import Model
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.rotary import Rope
 from cupola.recipe.strict import Share, Strict
-from cupola.recipe.variables import escaped, unescaped
-
-
-def _positive_integer(value: Any) -> int:
-    quantity = Quantity.parse(value)
-    if quantity.unit not in ("", "tokens") or not isinstance(quantity.amount, int) or quantity.amount < 1:
-        raise ValueError(f"a whole number of tokens, at least 1, is expected, not {value!r}")
-    return quantity.amount
-
-
-def _weights(value: Any) -> dict[str, float]:
-    if isinstance(value, str):
-        value = {value: 1}
-    if not isinstance(value, dict) or not value:
-        raise ValueError("a mapping of sources to weights is expected, such as {speeches: 0.6, manuals: 0.4}")
-    for source, weight in value.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise ValueError(f"the weight of {source!r} must be a number above 0, not {weight!r}")
-    return {str(source): float(weight) for source, weight in value.items()}
-
-
-def _mixture(value: Any) -> "Piecewise[dict[str, float]]":
-    if isinstance(value, Piecewise):
-        return value
-    changing = isinstance(value, dict) and (
-        isinstance(value.get("points"), dict) or all(isinstance(v, dict) for v in value.values())
-    )
-    if changing and value:
-        return Piecewise.parse(value, _weights)
-    return Piecewise(((Quantity(0, "%"), _weights(value)),))
-
-
-def _curve(low: float, high: float) -> BeforeValidator:
-    """Numbers from `low` to below `high`."""
-
-    def number(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-            limit = f" and below {high:g}" if high < math.inf else ""
-            raise ValueError(f"a number of at least {low:g}{limit} is expected, not {value!r}")
-        return float(value)
-
-    return BeforeValidator(lambda value: Curve.parse(value, number))
-
-
-def _decay(value: Any) -> Any:
-    return value if isinstance(value, str) else Curve.parse(value, _share_of_peak)
-
-
-def _share_of_peak(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"a share of the peak, from 0 to 1, is expected, not {value!r}")
-    return float(value)
-
-
-def _units(*units: str, positive: bool = True, words: tuple[str, ...] = ()) -> BeforeValidator:
-    """Quantities in some units, the first one being a bare number's; or one of some words."""
-
-    def check(value: Any) -> Quantity | str:
-        if isinstance(value, str) and words:
-            if value in words:
-                return value
-            if not any(letter.isdigit() for letter in value):
-                raise ValueError(
-                    f"an interval such as 2% or 50 steps, or {' or '.join(words)}, not {value!r}"
-                )
-        quantity = Quantity.parse(value)
-        if quantity.unit == "":
-            quantity = Quantity(quantity.amount, units[0])
-        if quantity.unit not in units:
-            raise ValueError(
-                f"an amount in {', '.join(units[:-1])} or {units[-1]} is expected, not {value!r}"
-            )
-        if quantity.unit in ("tokens", "steps") and not isinstance(quantity.amount, int):
-            raise ValueError(f"a whole number of {quantity.unit} is expected, not {quantity.amount}")
-        if positive and quantity.amount == 0:
-            raise ValueError("must be above 0")
-        return quantity
-
-    return BeforeValidator(check)
-
-
-_PIECEWISE_SCHEMA = WithJsonSchema({"anyOf": [{"type": ["integer", "string"]}, {"type": "object"}]})
-_CURVE_SCHEMA = WithJsonSchema({"anyOf": [{"type": ["number"]}, {"type": "object"}]})
-_MIXTURE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
-_DUMP = PlainSerializer(lambda value: value if isinstance(value, str) else value.dump())
-
-NewtonSchulz = Literal["polar_express", "quintic"]
-Lengths = Annotated[
-    Piecewise[int], BeforeValidator(lambda v: Piecewise.parse(v, _positive_integer)), _DUMP, _PIECEWISE_SCHEMA
-]
-Mixture = Annotated[Piecewise[dict[str, float]], BeforeValidator(_mixture), _DUMP, _MIXTURE_SCHEMA]
-LARGEST_WEIGHT = 1e6
-"""Of learning rates, decays and weights: beyond it nothing trains, and fp32 ends."""
-Positive = Annotated[Curve, _curve(0, LARGEST_WEIGHT), _DUMP, _CURVE_SCHEMA]
-ShareCurve = Annotated[Curve, _curve(0, 1), _DUMP, _CURVE_SCHEMA]
-Shape = Literal["cosine", "linear", "1-sqrt", "inverse_sqrt", "constant"]
-Decay = Annotated[
-    Shape | Curve,
-    BeforeValidator(_decay),
-    _DUMP,
-    WithJsonSchema({"anyOf": [{"enum": list(get_args(Shape))}, {"type": "object"}]}),
-]
-Weights = Annotated[dict[str, float], BeforeValidator(_weights), _MIXTURE_SCHEMA]
-Horizon = Annotated[Quantity, _units("tokens", "steps", "epochs")]
-Warmup = Annotated[Quantity, _units("tokens", "steps", "%", positive=False)]
-Interval = Annotated[Quantity, _units("tokens", "steps", "%")]
-Looks = Annotated[Quantity | Literal["auto", "off"], _units("tokens", "steps", "%", words=("auto", "off"))]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class Tokenizer(Strict):
@@ -140,9 +47,9 @@ class Tokenizer(Strict):
     """Sources and weights of the text it is trained on; by default the first stage's mixture."""
     train_bytes: int = Field(default=50_000_000, ge=1000)
     """At most so many bytes of text are used for training."""
-    path: Annotated[str | None, AfterValidator(unescaped), PlainSerializer(escaped)] = None
+    path: WholePath | None = None
     """The `tokenizer.json`, for kind `file`."""
-    chat_template: Annotated[str | None, AfterValidator(unescaped), PlainSerializer(escaped)] = None
+    chat_template: WholePath | None = None
     """How conversations are written down: a file in Jinja, as Hugging Face has it, or a folder that holds a
     `chat_template.jinja`; by default ChatML."""
 
@@ -276,8 +183,8 @@ class Stage(Strict):
 
     objective: Objective = "next_token"
     """What is learnt: every next token of text (next_token); of conversations, the assistant's words (sft);
-    of pairs of answers, which one is preferred (dpo); from rewards for its own answers to the questions of
-    conversations (grpo)."""
+    of pairs of answers, which one is preferred (dpo), or a reward that says so (reward); from rewards for its
+    own answers to the questions of conversations (grpo, and with a critic ppo)."""
     parent: Name | None = None
     """The stage whose weights it begins with; by default the one before."""
     data: Mixture
@@ -312,8 +219,32 @@ class Stage(Strict):
     """Attention never crosses a document."""
     preference: Preference = Preference()
     """The loss of objective dpo."""
+    reward: RewardModel = RewardModel()
+    """The loss of objective reward."""
     policy: Policy = Policy()
-    """Sampling, rewards and loss of objective grpo."""
+    """Sampling, rewards and loss of objectives grpo and ppo."""
+    ppo: Ppo = Ppo()
+    """The critic, and what tokens are worth, of objective ppo."""
+
+    @property
+    def scores(self) -> bool:
+        """Has its model a scalar head beside that of words?"""
+        return self.objective in SCORES
+
+    @property
+    def refers(self) -> bool:
+        """Does it hold its answers against those of the weights that it began with?"""
+        if self.objective == "ppo":
+            return self.ppo.kl_coef > 0
+        return self.samples and self.policy.beta > 0
+
+    def beside(self) -> list[str]:
+        """The earlier stages, other than its parent, whose weights it needs: its reward models, and the one
+        whose head its critic begins with."""
+        names = set(self.policy.reward_stages()) if self.samples else set()
+        if self.objective == "ppo" and self.ppo.value_from is not None:
+            names.add(self.ppo.value_from)
+        return sorted(names)
 
     @property
     def samples(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from cupola.errors import InputError
 from cupola.recipe import adapting
-from cupola.recipe.alignment import Policy, Preference
+from cupola.recipe.alignment import Policy, Ppo, Preference, RewardModel
 from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.corpora import CALLED, Format
 from cupola.recipe.curve import Curve
@@ -37,7 +37,10 @@ def stage_problems(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]
     if stage.reads != "text":
         yield from _packed(path, stage)
     yield from _preference(path, stage, before)
+    if stage.objective != "reward" and stage.reward != RewardModel():
+        yield Problem((*path, "reward"), "has no effect without objective reward; remove it")
     yield from _policy(path, stage, before)
+    yield from _ppo(recipe, name, stage)
     if fault := length_fault(stage.sequence_length.values):
         yield Problem((*path, "sequence_length"), fault)
         return
@@ -98,19 +101,24 @@ def _policy(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> Iterat
     settings = stage.policy
     if not stage.samples:
         if settings != Policy():
-            yield Problem((*path, "policy"), "has no effect without objective grpo; remove it")
+            yield Problem((*path, "policy"), "has no effect without objective grpo or ppo; remove it")
         return
+    if stage.objective == "grpo" and settings.completions < 2:
+        yield Problem((*path, "policy", "completions"), "grpo compares answers: take at least 2, or ppo")
     if settings.prompts % settings.updates:
         yield Problem(
             (*path, "policy", "updates"),
             f"{settings.prompts} prompts can't be shared among {settings.updates} steps; take a divisor",
         )
     elif stage.batch_tokens and stage.batch_tokens.values != [settings.prompts // settings.updates]:
-        yield Problem((*path, "batch_tokens"), "grpo counts questions: give policy.prompts, and remove it")
+        yield Problem(
+            (*path, "batch_tokens"),
+            f"{stage.objective} counts questions: give policy.prompts, and remove it",
+        )
     if stage.tokens and stage.tokens.unit in ("", "tokens"):
         yield Problem(
             (*path, "tokens"),
-            f'{stage.tokens}: grpo counts steps; say "100 steps", or "1 epoch" of its questions',
+            f'{stage.tokens}: {stage.objective} counts steps; say "100 steps", or "1 epoch" of its questions',
         )
     assert stage.sequence_length is not None
     if settings.max_completion_length >= max(stage.sequence_length.values):
@@ -123,11 +131,43 @@ def _policy(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> Iterat
         yield Problem((*path, "policy", "epsilon_high"), "is missing: the largest weight of a token of cispo")
     if settings.delta is not None and (settings.loss == "cispo" or settings.delta <= 1 + settings.clip_high):
         yield Problem((*path, "policy", "delta"), "must be above 1 + epsilon_high, and cispo has none")
-    if settings.beta and (parent is None or "weights" not in stage.carry):
+    if stage.refers and (parent is None or "weights" not in stage.carry):
+        key = ("ppo", "kl_coef") if stage.objective == "ppo" else ("policy", "beta")
         yield Problem(
-            (*path, "policy", "beta"),
-            "the KL is to the weights of a stage before it, and there are none; take 0",
+            (*path, *key), "the KL is to the weights of a stage before it, and there are none; take 0"
         )
+
+
+def _ppo(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
+    """What a critic asks of the settings, and where reward models come from."""
+    path = ("stages", name)
+    if stage.samples:
+        for reward in stage.policy.reward_stages():
+            yield from _reward_model(recipe, name, reward, (*path, "policy", "rewards"))
+    if stage.objective != "ppo":
+        if stage.ppo != Ppo():
+            yield Problem((*path, "ppo"), "has no effect without objective ppo; remove it")
+        return
+    for key, why in Policy.not_in_ppo.items():
+        if getattr(stage.policy, key) != Policy.model_fields[key].default:
+            yield Problem((*path, "policy", key), f"has no effect on ppo: {why}; remove it")
+    if stage.ppo.target_kl is not None and not stage.ppo.kl_coef:
+        yield Problem(
+            (*path, "ppo", "target_kl"), "steers kl_coef, which is 0 and stays so; give it a first value"
+        )
+    if stage.ppo.value_from is not None:
+        yield from _reward_model(recipe, name, stage.ppo.value_from, (*path, "ppo", "value_from"))
+
+
+def _reward_model(recipe: Recipe, name: str, asked: str, path: tuple[str, ...]) -> Iterator[Problem]:
+    """A stage that must have trained a reward model before this one begins."""
+    names = list(recipe.stages)
+    models = [n for n in names[: names.index(name)] if recipe.stages[n].objective == "reward"]
+    if asked not in models:
+        close = did_you_mean(asked, models)
+        there = f"there are {', '.join(models)}" if models else "there is none"
+        hint = f"did you mean {close}?" if close else there
+        yield Problem(path, f"{asked} is no stage of objective reward before this one; {hint}")
 
 
 def _parent(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
@@ -156,6 +196,8 @@ def _carry(path: tuple[str, ...], stage: Stage, before: Stage | None) -> Iterato
         yield Problem(path, "there is no stage before this one; remove optimizer")
     elif "weights" not in stage.carry:
         yield Problem(path, "the optimizer's state belongs to the weights; carry both")
+    elif before.objective != stage.objective and (before.scores or stage.scores):
+        yield Problem(path, "the state is of other parameters: one has a scalar head; remove optimizer")
     elif before.optimizer and stage.optimizer and before.optimizer.kind != stage.optimizer.kind:
         yield Problem(
             path,

@@ -9,7 +9,8 @@ from cupola.generate.answering import complete, said_in
 from cupola.generate.decode import Completion
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision
-from cupola.train.questions import Question
+from cupola.train.questions import Question, Questions
+from cupola.train.rewards import Given
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ class Answerer:
                 seed=seed + first,
             )
         return done
+
+    def given(
+        self, source: Questions, question: Question, completion: Completion, place: tuple[int, int]
+    ) -> Given:
+        """An answer as rewards get it.
+
+        Args:
+            place: as of `Given`.
+        """
+        finished = completion.finish_reason == "stop"
+        return Given(source, question, self.text(completion), finished, place, completion.tokens)
 
     def text(self, completion: Completion) -> str:
         """What an answer says, without the token that ends it."""

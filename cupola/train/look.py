@@ -26,6 +26,7 @@ from cupola.data.batch import Batch, Microbatch
 from cupola.models import probe, statistics
 from cupola.models.layer import Carried
 from cupola.models.stack import Block, LanguageModel
+from cupola.models.table import SCORE
 from cupola.models.table.trained import ADAPTERS
 from cupola.objectives import Objective
 from cupola.parallel.device import autocast
@@ -36,7 +37,7 @@ SHARE = 0.25
 SAMPLED = 2**20
 WEIGHED = ("matrix", "embedding", "head")
 """Roles whose update is compared with their weights: the others are few numbers, some of them 0 at first. So
-are LoRA's matrices, which are left out."""
+are LoRA's matrices and the scalar head, which are left out."""
 
 Figures = dict[str, dict[str, float]]
 """Statistic -> place (`layer_03`, `embedding`, `head`, ...) -> value."""
@@ -178,8 +179,8 @@ class Update:
         roles = {p: group["role"] for group in optimizer.param_groups for p in group["params"]}
         named = [(place_of(name), p) for name, p in module.named_parameters() if p in roles]
         self._parameters = named
-        updates = {p for name, p in module.named_parameters() if name.endswith(ADAPTERS)}
-        self._weighed = [(place, p) for place, p in named if roles[p] in WEIGHED and p not in updates]
+        young = {p for name, p in module.named_parameters() if name.endswith((*ADAPTERS, SCORE))}
+        self._weighed = [(place, p) for place, p in named if roles[p] in WEIGHED and p not in young]
         self._before: list[Tensor] = []
         self._norms: dict[str, list[tuple[str, Tensor]]] = {}
         self.seconds = 0.0

@@ -17,6 +17,7 @@ from typing import Any
 
 from cupola.errors import CupolaError, InputError
 from cupola.generate.sampling import uniform
+from cupola.recipe.alignment import STAGE
 from cupola.recipe.variables import unescaped
 from cupola.storage import file_sha256
 from cupola.train.questions import Question, Questions
@@ -31,6 +32,7 @@ class Given:
     Attributes:
         finished: it ended by itself.
         place: what makes it different from every other of the run: (seed, number).
+        tokens: as they were sampled, with the one that ended it.
     """
 
     source: Questions
@@ -38,6 +40,7 @@ class Given:
     text: str
     finished: bool
     place: tuple[int, int]
+    tokens: Sequence[int]
 
 
 Reward = Callable[[Sequence[Given]], list[float]]
@@ -47,15 +50,16 @@ class Rewards:
     """The rewards of a stage.
 
     Args:
-        weights: name -> weight; a name is one of `BUILT_IN`, or `path/to/file.py:function`.
+        weights: name -> weight; a name is one of `BUILT_IN`, `path/to/file.py:function`, or of `models`.
+        models: reward models, by the names that they have among the rewards (`train.scoring`).
 
     Raises:
         InputError: no such file or function.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self, weights: Mapping[str, float], models: Mapping[str, Reward] | None = None) -> None:
         self.weights = dict(weights)
-        self.functions = {name: find(name) for name in weights}
+        self.functions = {name: (models or {}).get(name) or find(name) for name in weights}
 
     def of(self, answers: Sequence[Given]) -> tuple[list[float], dict[str, list[float]]]:
         """(the weighted sum of each answer, and every function's own).
@@ -74,14 +78,19 @@ class Rewards:
 def identity(weights: Mapping[str, float]) -> list[list[Any]]:
     """What the rewards are, wherever their files lie: names, weights, and the SHA-256 of a function's file.
 
+    What a reward model is the key of its stage says.
+
     Raises:
         InputError: as `Rewards`.
     """
-    Rewards(weights)
-    return [
-        [name, weight] if name in BUILT_IN else [name.rpartition(":")[2], weight, file_sha256(_file(name))]
-        for name, weight in weights.items()
-    ]
+    return [_identity(name, weight) for name, weight in weights.items()]
+
+
+def _identity(name: str, weight: float) -> list[Any]:
+    if name in BUILT_IN or name.startswith(STAGE):
+        return [name, weight]
+    find(name)
+    return [name.rpartition(":")[2], weight, file_sha256(_file(name))]
 
 
 def find(name: str) -> Reward:
@@ -94,7 +103,8 @@ def find(name: str) -> Reward:
         return _BUILT_IN[name]
     path, _, function = name.rpartition(":")
     if not path.endswith(".py"):
-        raise InputError(f"rewards: {name!r} is none of {', '.join(BUILT_IN)}, nor path/to/file.py:function")
+        known = ", ".join(BUILT_IN)
+        raise InputError(f"rewards: {name!r} is none of {known}, nor {STAGE}NAME or path/to/file.py:function")
     file = _file(name)
     if not file.is_file():
         raise InputError(f"rewards: {file}: no such file")

@@ -6,7 +6,7 @@ from a checkpoint asks, answers and learns what it would have. The tokens that a
 that were sampled, never text that was encoded again. One round of answers may feed several steps (`updates`);
 between them the stage can't be left, since its answers are kept nowhere.
 Costs: sampling, which takes most of the time; one more forward pass where the ratio of probabilities is
-needed, and one of the weights that the stage began with where the KL to them is.
+needed or a critic looks ahead, and one of the weights that the stage began with where the KL to them is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,27 +20,30 @@ from torch import Tensor
 
 from cupola.data.batch import Answers, Batch, Microbatch
 from cupola.data.order import Order
-from cupola.data.packing import fill, pack
 from cupola.generate.decode import Completion
 from cupola.models.stack import LanguageModel
 from cupola.objectives import advantages
 from cupola.objectives.answer_log_probabilities import answer_log_probabilities
-from cupola.objectives.policy import ADVANTAGE, OLD, REFERENCE, SAMPLED
+from cupola.objectives.answer_scores import token_values
+from cupola.objectives.policy import ADVANTAGE, OLD, REFERENCE, SAMPLED, VALUE
 from cupola.parallel.device import autocast
 from cupola.recipe.alignment import Policy
+from cupola.train.answer_rows import answer_rows
 from cupola.train.answering import Answerer
+from cupola.train.critic import Critic
 from cupola.train.questions import Question, Questions
-from cupola.train.rewards import Given, Rewards
+from cupola.train.rewards import Rewards
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """An answer: what was asked, what was said, and what it is worth."""
+    """An answer: what was asked, what was said, and what it is worth: its advantage over others to the same
+    question, or with a critic its score."""
 
     source: int
     question: Question
     completion: Completion
-    advantage: float
+    worth: float
 
 
 class Rollouts:
@@ -53,6 +56,7 @@ class Rollouts:
         reference: the weights that the stage began with, where the KL to them is wanted.
         row_length: tokens of a row into which answers are packed with their questions.
         microbatch_tokens: as of `data.Loader`.
+        critic: what finds each token's advantage; None: an answer's is its advantage over its group.
     """
 
     def __init__(
@@ -66,11 +70,12 @@ class Rollouts:
         row_length: int,
         microbatch_tokens: int,
         position: int = 0,
+        critic: Critic | None = None,
     ) -> None:
         self.order, self.policy, self.rewards, self.answerer = order, policy, rewards, answerer
         self.sources = [questions[name] for name in order.names]
         self.reference, self.row_length = reference, row_length
-        self.microbatch_tokens, self.position = microbatch_tokens, position
+        self.microbatch_tokens, self.position, self.critic = microbatch_tokens, position, critic
 
     def __enter__(self) -> Iterator[Batch]:
         return self._batches()
@@ -92,11 +97,16 @@ class Rollouts:
         rows = self.order.rows(first, last)
         asked = [(int(row["source"]), self.sources[row["source"]].questions[row["offset"]]) for row in rows]
         sampled, figures = self._answers(asked, first)
-        done = []
-        for start, end in steps:
-            share = slice((start - first) * self.policy.completions, (end - first) * self.policy.completions)
-            done.append(self._batch(start, end, sampled[share], figures))
-        yield from done
+        each = self.policy.completions
+        shares = [sampled[(start - first) * each : (end - first) * each] for start, end in steps]
+        learnt = [self._learnt(share) for share in shares]
+        parts = [list(self._microbatches(answers)) for answers in learnt]
+        if self.critic is not None:
+            found, more = self.critic.worth([microbatch for part in parts for microbatch in part])
+            whole = iter(found)
+            parts, figures = [[next(whole) for _ in part] for part in parts], figures | more
+        for (start, end), share, answers, part in zip(steps, shares, learnt, parts, strict=True):
+            yield self._batch(start, end, share, len(answers), part, figures)
 
     def _answers(
         self, asked: Sequence[tuple[int, Question]], position: int
@@ -109,48 +119,57 @@ class Rollouts:
             [question for _, question in repeated], policy.max_completion_length, policy.temperature, seed
         )
         given = [
-            Given(
-                self.sources[source],
-                question,
-                self.answerer.text(done),
-                done.finish_reason == "stop",
-                (seed, n),
-            )
+            self.answerer.given(self.sources[source], question, done, (seed, n))
             for n, ((source, question), done) in enumerate(zip(repeated, completions, strict=True))
         ]
         totals, parts = self.rewards.of(given)
         lengths = torch.tensor([len(done.tokens) for done in completions])
         rewards = torch.tensor(totals, dtype=torch.float32)
         figures = {"reward": float(rewards.mean())}
-        if len(parts) > 1:
+        if len(parts) > 1 or policy.reward_stages():
             figures |= {f"reward_{name}": float(np.mean(values)) for name, values in parts.items()}
         if policy.overlong_buffer:
             rewards += advantages.soft_overlong_punishment(
                 lengths, policy.max_completion_length, policy.overlong_buffer
             )
-        groups = rewards.view(-1, policy.completions)
+        cut_off = torch.tensor([not answer.finished for answer in given], dtype=torch.float32)
         figures |= {
-            "reward_std": float(groups.std(1).mean()),
-            "zero_spread": float(advantages.zero_spread(groups).float().mean()),
             "completion_length": float(lengths.float().mean()),
-            "truncated": float(np.mean([not answer.finished for answer in given])),
+            "truncated": float(cut_off.mean()),
         }
-        gains = _advantages(groups, policy).flatten().tolist()
+        groups = rewards.view(-1, policy.completions)
+        if policy.completions > 1:
+            figures |= {
+                "reward_std": float(groups.std(1).mean()),
+                "zero_spread": float(advantages.zero_spread(groups).float().mean()),
+            }
+        if self.critic is not None:
+            gains = (rewards - self.critic.settings.missing_eos_penalty * cut_off).tolist()
+        else:
+            gains = _advantages(groups, policy).flatten().tolist()
         return [
             Sampled(source, question, done, gain)
             for (source, question), done, gain in zip(repeated, completions, gains, strict=True)
         ], figures
 
-    def _batch(self, start: int, end: int, sampled: Sequence[Sampled], figures: dict[str, float]) -> Batch:
+    def _batch(
+        self,
+        start: int,
+        end: int,
+        sampled: Sequence[Sampled],
+        learnt: int,
+        microbatches: list[Microbatch],
+        figures: dict[str, float],
+    ) -> Batch:
+        """A step's batch.
+
+        Args:
+            learnt: answers that count.
+        """
         names = self.order.names
         by_source = dict.fromkeys(names, 0)
         for answer in sampled:
             by_source[names[answer.source]] += 1
-        # Where none counts, a step without a gradient is taken all the same: the clock goes on.
-        learnt = [answer for answer in sampled if self._counts(answer)] or [
-            replace(answer, advantage=0.0) for answer in sampled
-        ]
-        microbatches = list(self._microbatches(learnt))
         valid = sum(len(cast(Answers, part.answers).places) for part in microbatches)
         share = self.policy.completions
         return Batch(
@@ -159,71 +178,59 @@ class Rollouts:
             microbatches=microbatches,
             tokens_by_source={name: count // share for name, count in by_source.items()},
             valid_tokens=valid,
-            sequences=len(learnt) if self.policy.dynamic_sampling else len(sampled),
+            sequences=learnt if self.policy.dynamic_sampling else len(sampled),
             figures=figures,
         )
+
+    def _learnt(self, sampled: Sequence[Sampled]) -> list[Sampled]:
+        """The answers that count. Where none does, a step without a gradient is taken all the same: the clock
+        goes on."""
+        counting = [answer for answer in sampled if self._counts(answer)]
+        return counting or [replace(answer, worth=0.0) for answer in sampled]
 
     def _counts(self, answer: Sampled) -> bool:
         """Is the answer learnt from?"""
         if self.policy.mask_truncated and answer.completion.finish_reason != "stop":
             return False
-        return answer.advantage != 0 or not self.policy.dynamic_sampling
+        return answer.worth != 0 or not self.policy.dynamic_sampling
 
     def _microbatches(self, sampled: Sequence[Sampled]) -> Iterator[Microbatch]:
-        items = [[_sequence(answer)] for answer in sampled]
-        lengths = np.array([len(ids) + 1 for ((ids, _),) in items], dtype=np.int64)
+        said = [(answer.question.ids, answer.completion.tokens) for answer in sampled]
+        figures: dict[str, list[Sequence[float]]] = {
+            ADVANTAGE: [[answer.worth] * len(answer.completion.tokens) for answer in sampled],
+            SAMPLED: [answer.completion.log_probabilities for answer in sampled],
+        }
         delimiter = self.answerer.tokenizer.delimiter
-        rows = pack(lengths, self.row_length)
-        at_once = max(1, self.microbatch_tokens // self.row_length)
-        for first in range(0, len(rows), at_once):
-            some = rows[first : first + at_once]
-            filled = fill(some, items, self.row_length, delimiter)
-            order = [sampled[index] for row in some for index in row]
-            opened = np.full((len(some), 1), delimiter)
-            learnt = np.concatenate([np.zeros((len(some), 1), dtype=bool), filled.learnt], axis=1)
-            figures = {ADVANTAGE: np.zeros(filled.owners.shape, dtype=np.float32)}
-            here = filled.owners >= 0
-            gains = np.array([answer.advantage for answer in order], dtype=np.float32)
-            figures[ADVANTAGE][here] = gains[filled.owners[here]]
-            figures[SAMPLED] = np.zeros_like(figures[ADVANTAGE])
-            log_probs = [p for answer in order for p in answer.completion.log_probabilities]
-            figures[SAMPLED][here] = log_probs  # row after row, as they were filled
-            tokens = np.concatenate([opened, filled.tokens], axis=1)
-            yield self._with_probabilities(
-                Microbatch.of_rows(tokens, delimiter, np.zeros(len(some), dtype=np.int64), learnt, figures)
-            )
-
-    def _with_probabilities(self, microbatch: Microbatch) -> Microbatch:
-        """With what the answers' tokens are worth to the weights as they are, and as they were at first."""
-        found: dict[str, Tensor] = {}
-        if self.policy.updates > 1:
-            found[OLD] = self._log_probs(self.answerer.module, microbatch)
-        if self.reference is not None:
-            found[REFERENCE] = self._log_probs(self.reference, microbatch)
-        answers = cast(Answers, microbatch.answers)
-        return replace(microbatch, answers=replace(answers, figures={**answers.figures, **found}))
+        for _, rows in answer_rows(said, figures, self.row_length, self.microbatch_tokens, delimiter):
+            yield self._with_figures(rows)
 
     @torch.no_grad()
-    def _log_probs(self, module: LanguageModel, microbatch: Microbatch) -> Tensor:
-        device = next(module.parameters()).device
-        with autocast(device, self.answerer.precision):
-            there = microbatch.to(device)
-            hidden = module.hidden(there.tokens, there.documents)
-            return answer_log_probabilities(module, hidden, there, self.policy.temperature).cpu()
+    def _with_figures(self, microbatch: Microbatch) -> Microbatch:
+        """With what the answers' tokens are worth to the weights as they are, and as they were at first, and
+        what the critic expects before them."""
+        found: dict[str, Tensor] = {}
+        module = self.answerer.module
+        there = microbatch.to(next(module.parameters()).device)
+        with autocast(there.tokens.device, self.answerer.precision):
+            if self.policy.updates > 1 or self.critic is not None:
+                hidden = module.hidden(there.tokens, there.documents)
+                found[OLD] = answer_log_probabilities(module, hidden, there, self.policy.temperature)
+                if self.critic is not None:
+                    found[VALUE] = token_values(module, hidden, there)
+            if self.reference is not None:
+                hidden = self.reference.hidden(there.tokens, there.documents)
+                found[REFERENCE] = answer_log_probabilities(
+                    self.reference, hidden, there, self.policy.temperature
+                )
+        answers = cast(Answers, microbatch.answers)
+        figures = {**answers.figures, **{name: figure.cpu() for name, figure in found.items()}}
+        return replace(microbatch, answers=replace(answers, figures=figures))
 
 
 def may_be_left(order: Order, policy: Policy, position: int) -> bool:
     """Whether a round of answers ends at a position."""
     clock = order.clock
     return position >= clock.end or clock.step_at(position) % policy.updates == 0
-
-
-def _sequence(answer: Sampled) -> tuple[np.ndarray, np.ndarray]:
-    """Question and answer without the delimiter before them, and what of it is learnt."""
-    question = answer.question.ids[1:]
-    ids = np.concatenate([question, np.array(answer.completion.tokens, dtype=np.int64)])
-    mask = np.arange(len(ids)) >= len(question)
-    return ids, mask
 
 
 def _advantages(rewards: Tensor, policy: Policy) -> Tensor:

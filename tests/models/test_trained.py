@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cupola import optim
 from cupola.errors import InputError
 from cupola.models import attention, build, layers, lora, table
-from cupola.models.table import trained, transfer
+from cupola.models.table import SCORE, trained, transfer
 from cupola.recipe.adapting import Lora
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Stage
@@ -99,6 +100,47 @@ def test_words_for_people():
     part = trained.of_stage(LLAMA, VOCABULARY, stage(targets=["query"], rank=2, train=["head"]))
     beside = f"and {size:,} parameters in full, of a model of {whole:,}"
     assert part.words() == f"trains 512 numbers in low-rank updates of 2 layers {beside}"
+
+
+@pytest.mark.parametrize("objective", ["reward", "ppo"])
+def test_a_scalar_head_is_trained_whatever_is_frozen(objective):
+    for settings in ({"freeze": ["*"]}, {"freeze": ["head"]}, {"lora": 2}, {}):
+        whole = Stage.model_validate(
+            {"objective": objective, "data": {"mine": 1}, "learning_rate": 1e-3, **settings}
+        )
+        module = build(LLAMA, VOCABULARY, 0, scores=whole.scores)
+        part = lora.restrict(module, whole, "rm", 0)
+        assert SCORE in part.own
+        moving = {n for n, p in module.named_parameters() if p.requires_grad}
+        assert moving == part.own | {p.name for p in part.adapters}
+        assert ("head.weight" in moving) == (settings == {} and objective == "ppo")
+        assert part.count == sum(p.numel() for p in module.parameters() if p.requires_grad)
+        assert {p.name: p.shape for p in module.declared()} == {
+            n: tuple(t.shape) for n, t in module.state_dict().items()
+        }
+        roles = {
+            id(p): group["role"] for group in optim.build(module, None).param_groups for p in group["params"]
+        }
+        assert roles[id(module.get_parameter(SCORE))] == "head"
+
+
+@pytest.mark.parametrize("freeze", [[], ["embedding"], ["matrix"]])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_flops_of_a_reward_model_have_no_logits(name, freeze, monkeypatch):
+    plain_norm = lambda self, x: layers.rmsnorm_reference(x, self.weight, self.epsilon)
+    monkeypatch.setattr(layers.RMSNorm, "forward", plain_norm)
+    monkeypatch.setattr(attention, "attend", attention.attend_reference)
+    model, batch, length = ALL[name], 2, 16
+    module = build(model, VOCABULARY, seed=0, scores=True)
+    whole = stage(freeze).model_copy(update={"objective": "reward"})
+    part = lora.restrict(module, whole, "rm", 0)
+    module.embedding.register_forward_hook(lambda layer, args, out: out.detach().requires_grad_())
+    with FlopCounterMode(display=False) as counter:
+        module.scores(module.hidden(torch.zeros(batch, length, dtype=torch.int64))).sum().backward()
+    found = trained.flops_per_token(model, VOCABULARY, part, length)
+    causal = table.flops_per_token(model, VOCABULARY, length)
+    causal -= table.flops_per_token(model, VOCABULARY, length, causal=False)
+    assert counter.get_total_flops() == (found - causal) * batch * length
 
 
 def test_scales():

@@ -78,10 +78,15 @@ def test_dpo_family(trl, dpo, kind, smoothing):
     assert_same(found.loss.mean(), expected, trl.policy)
     if kind in ("sigmoid", "hinge"):
         metrics = pair_metrics(found.chosen_reward, found.rejected_reward)
-        theirs = {"chosen": "chosen", "rejected": "rejected", "margin": "margins", "accuracy": "accuracies"}
+        theirs = {
+            "chosen_reward": "chosen",
+            "rejected_reward": "rejected",
+            "reward_margin": "margins",
+            "accuracy": "accuracies",
+        }
         for ours, name in theirs.items():
             logged = trainer._metrics["eval"][f"rewards/{name}"][-1]
-            assert metrics[f"reward_{ours}"].item() / len(found.loss) == pytest.approx(logged, abs=1e-4)
+            assert metrics[ours].item() / len(found.loss) == pytest.approx(logged, abs=1e-4)
 
 
 def test_dpo_with_an_sft_term(trl, dpo):
@@ -203,11 +208,11 @@ def test_reward_model(trl, margin, centre):
     expected = trainer.compute_loss(trl.reward.eval(), dict(batch))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     chosen, rejected = trl.reward(**inputs).logits.squeeze(-1).chunk(2)
-    found = bradley_terry(chosen, rejected, batch.get("margin"), centre or 0.0)
+    found = bradley_terry(chosen, rejected, batch.get("margin", 0.0), centre or 0.0)
     assert_same(found.mean(), expected, trl.reward)
     metrics = pair_metrics(chosen, rejected)
     logged = trainer._metrics["eval"]
-    assert metrics["reward_accuracy"].item() / len(found) == pytest.approx(logged["accuracy"][-1])
+    assert metrics["accuracy"].item() / len(found) == pytest.approx(logged["accuracy"][-1])
     assert metrics["reward_margin"].item() / len(found) == pytest.approx(logged["margin"][-1], abs=1e-5)
 
 

@@ -36,9 +36,9 @@ def test_only_centring_sees_what_both_rewards_have_in_common():
 def test_metrics_are_sums_over_the_pairs_without_a_gradient():
     found = pair_metrics(rewards(1.0, 0.0, 2.0), rewards(0.5, 0.5, 2.0))
     assert {name: value.item() for name, value in found.items()} == {
-        "reward_chosen": 3.0,
-        "reward_rejected": 3.0,
+        "chosen_reward": 3.0,
+        "rejected_reward": 3.0,
         "reward_margin": 0.0,
-        "reward_accuracy": 1.0,
+        "accuracy": 1.0,
     }
     assert not any(value.requires_grad for value in found.values())

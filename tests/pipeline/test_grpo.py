@@ -241,7 +241,7 @@ def test_unknown_rewards_are_refused_before_anything_runs(
 ) -> None:
     change = "stages.rl.policy.rewards={chek: 1}"
     assert main(["run", str(recipe_path), "--out", str(trained), "--set", change]) != 0
-    assert "'chek' is none of check, finished, random" in capsys.readouterr().err
+    assert "'chek' is none of check, finished, random, nor stage:NAME" in capsys.readouterr().err
 
 
 def test_json_of_the_command_has_the_reward(

@@ -18,6 +18,7 @@ from cupola.recipe.parametrisation import base_model
 __all__ = [
     "FEEDFORWARDS",
     "MIXERS",
+    "SCORE",
     "Block",
     "Cut",
     "Parameter",
@@ -59,18 +60,25 @@ def blocks(model: Model) -> list[Block]:
     return [Block(*kinds) for kinds in zip(model.mixers(), model.feedforwards(), strict=True)]
 
 
-def parameters(model: Model, vocabulary: int) -> list[Parameter]:
+SCORE = "score.weight"
+"""The scalar head: (1, width), of a reward model or a critic. It is no part of the plain model."""
+
+
+def parameters(model: Model, vocabulary: int, scores: bool = False) -> list[Parameter]:
     """Every parameter of the built module, in its order.
 
     A tied head is the embedding and stands here once, as `embedding.weight`.
 
     Args:
         vocabulary: rows of embedding and head (`model.rows(tokenizer.size)`).
+        scores: with the scalar head. It is 0 at first, and has the role of a head: it does not decay.
     """
     found = _parameters(model, vocabulary)
+    if scores:
+        found.append(Parameter(SCORE, (1, model.width), "head", "replicate", "zero"))
     if (base := base_model(model)) is None:
         return found
-    shapes = {p.name: p.shape for p in _parameters(base, vocabulary)}
+    shapes = {p.name: p.shape for p in _parameters(base, vocabulary)} | {SCORE: (1, base.width)}
     return [replace(p, base=shapes[p.name]) for p in found]
 
 

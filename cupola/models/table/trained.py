@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from cupola.errors import InputError
+from cupola.models.table import SCORE, parameters
 from cupola.models.table import flops_per_token as flops_of_all
-from cupola.models.table import parameters
 from cupola.models.table.declaration import Cut, Parameter
 from cupola.recipe.adapting import Lora
 from cupola.recipe.model import Model
@@ -62,6 +62,8 @@ class Trained:
     frozen: tuple[Parameter, ...]
     count: int
     """Numbers that are trained."""
+    reads_only: bool = False
+    """It makes no logits: what it learns is the scalar head's."""
 
     def words(self) -> str | None:
         """How much is trained, for people; None: everything."""
@@ -82,13 +84,18 @@ class Trained:
 def of_stage(model: Model, vocabulary: int, stage: Stage) -> Trained:
     """What a stage of a model trains.
 
+    A scalar head is always trained, whatever is frozen beside it; where it alone is learnt from, the head of
+    words is not.
+
     Args:
         vocabulary: rows of embedding and head.
 
     Raises:
         InputError: a name means nothing, or nothing is left to train; begins with the stage's key.
     """
-    declared = [p for p in parameters(model, vocabulary) if p.role != "buffer"]
+    scalar = {SCORE} if stage.scores else set()
+    everything = [p for p in parameters(model, vocabulary, stage.scores) if p.role != "buffer"]
+    declared = [p for p in everything if p.name != SCORE]
     adapters: tuple[Parameter, ...] = ()
     if stage.lora is not None:
         adapters = _adapters(declared, stage.lora)
@@ -99,11 +106,15 @@ def of_stage(model: Model, vocabulary: int, stage: Stage) -> Trained:
             raise InputError(f"lora.train: {layer} is trained in full and by lora; take it out of either")
     else:
         own = {p.name for p in declared} - _named(declared, stage.freeze, "freeze")
-        if not own:
+        if not own and not scalar:
             raise InputError("freeze: names all of it, and nothing is left to train")
-    frozen = tuple(p for p in declared if p.name not in own)
-    count = sum(p.size for p in declared if p.name in own) + sum(p.size for p in adapters)
-    return Trained(frozenset(own), adapters, frozen, count)
+    reads_only = stage.objective == "reward"
+    if reads_only:
+        own -= {p.name for p in declared if p.role == "head"}
+    own |= scalar
+    frozen = tuple(p for p in everything if p.name not in own)
+    count = sum(p.size for p in everything if p.name in own) + sum(p.size for p in adapters)
+    return Trained(frozenset(own), adapters, frozen, count, reads_only)
 
 
 def refuse_unknown(recipe: Recipe) -> None:
@@ -125,12 +136,15 @@ def flops_per_token(model: Model, vocabulary: int, part: Trained, sequence_lengt
     What backward passes save that end above the first block is not taken off.
     """
     active = model.experts.active / model.experts.count if model.experts else 1.0
+    words = () if part.reads_only else ("embedding" if model.tied else "head",)
+    multiplied = ("matrix", "low_rank", *words)
     spared = 0.0
     for parameter in part.frozen:
-        multiplied = ("matrix", "low_rank", "embedding" if model.tied else "head")
         if parameter.role in multiplied and parameter.name != "positions.weight":
             spared += parameter.size * (active if len(parameter.shape) == 3 else 1.0)
     added = 6.0 * sum(p.size for p in part.adapters)
+    if part.reads_only:
+        added -= 6.0 * vocabulary * model.width
     return flops_of_all(model, vocabulary, sequence_length) - 2.0 * spared + added
 
 

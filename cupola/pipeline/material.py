@@ -1,0 +1,231 @@
+"""What a stage learns from, and what it is judged by, by its objective: rows of text or of answers, pairs
+beside what they are worth to the stage's parent, or answers of its own.
+
+A stage asks no more than `Rows` has; its weights, its clock and its files are its own affair.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import torch
+
+from cupola.checkpoint import folder as checkpoint
+from cupola.checkpoint.verifying import read_facts
+from cupola.data.batch import Batch, Microbatch
+from cupola.data.loader import Figures, Loader, Reader
+from cupola.data.order import Order
+from cupola.data.store import TokenStore
+from cupola.display import Display
+from cupola.models import build, lora
+from cupola.models.stack import LanguageModel
+from cupola.models.table import SCORE
+from cupola.objectives import Objective, PreferencePairs
+from cupola.objectives.preference import REFERENCE
+from cupola.pipeline.decisions import Decisions
+from cupola.pipeline.folder import StageFolder
+from cupola.pipeline.judging import Judge, PairsJudge, RewardJudge, ScoresJudge
+from cupola.pipeline.plan import PlannedStage, final_checkpoint
+from cupola.pipeline.prepare import Prepared
+from cupola.pipeline.reference import References
+from cupola.recipe.alignment import STAGE
+from cupola.recipe.schema import Recipe
+from cupola.train.answering import Answerer
+from cupola.train.critic import Critic
+from cupola.train.questions import Questions
+from cupola.train.rewards import Reward, Rewards
+from cupola.train.rollouts import Rollouts, may_be_left
+from cupola.train.scoring import Scorer
+
+
+class Rows:
+    """Rows of text, of answers in conversations, or of pairs of them.
+
+    Args:
+        module: the model that the stage trains.
+
+    Attributes:
+        sources: what the data order draws from.
+    """
+
+    unit = "tokens"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        prepared: Prepared,
+        decisions: Decisions,
+        planned: PlannedStage,
+        module: LanguageModel,
+        display: Display,
+    ) -> None:
+        self.recipe, self.prepared, self.decisions = recipe, prepared, decisions
+        self.planned, self.stage, self.module, self.display = planned, planned.stage, module, display
+        self.heldout = prepared.heldout_stores(self.stage)
+        self.figures: Figures = {}
+        self.sources: Mapping[str, TokenStore | Questions] = self._sources()
+
+    def _sources(self) -> Mapping[str, TokenStore | Questions]:
+        return self.prepared.train_stores(self.stage)
+
+    @property
+    def stores(self) -> Mapping[str, TokenStore]:
+        """The sources, where they are rows."""
+        return cast(Mapping[str, TokenStore], self.sources)
+
+    def refer(self) -> None:
+        """Find what the stage compares with, before its own weights are loaded."""
+
+    def begin(self) -> None:
+        """What the weights begin with beside those of the parent, which are loaded."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it."""
+        return {}
+
+    def resume(self, facts: Mapping[str, Any]) -> None:
+        """Go on from what `facts` gave."""
+
+    def last_microbatch(self, order: Order) -> Microbatch | None:
+        """One of the stage's last batch, whose rows are its longest; None where it is not known before."""
+        clock = order.clock
+        reader = Reader(order, self.stores, self.decisions.microbatch_tokens, 0, 1, self.figures)
+        return reader.batch(clock.boundary(clock.step_count - 1), clock.end).microbatches[0]
+
+    def batches(self, order: Order, position: int) -> AbstractContextManager[Iterator[Batch]]:
+        """What is learnt from a position on."""
+        size = self.decisions.microbatch_tokens
+        return Loader(order, self.stores, position, microbatch_tokens=size, figures=self.figures)
+
+    def may_be_left(self, order: Order, position: int) -> bool:
+        """Whether training can go on from a position."""
+        return True
+
+    def judge(self, objective: Objective) -> Judge:
+        """What the stage is judged by."""
+        return ScoresJudge(self.heldout) if self.stage.objective == "reward" else Judge(self.heldout)
+
+    def _model_of(self, name: str, folder: StageFolder, scores: bool) -> LanguageModel:
+        """A model of its own with the weights that another stage left, to be read only."""
+        device = torch.device(self.decisions.device)
+        vocabulary, seed = self.prepared.vocabulary, self.recipe.seed
+        module = build(self.recipe.model_of(name), vocabulary, seed, device, scores=scores)
+        weights = checkpoint.load(final_checkpoint(folder), with_optimizer=False).weights
+        lora.load(module, weights, with_score=scores)
+        return module.eval().requires_grad_(False)
+
+
+class Pairs(Rows):
+    """Pairs of answers, and what they were worth to the weights that the stage begins with."""
+
+    references: References | None = None
+
+    def refer(self) -> None:
+        """Compute that, or find it in the cache."""
+        if not self.stage.preference.needs_reference:
+            return
+        assert self.planned.parent is not None, "the recipe's checks see to it"
+        path = final_checkpoint(self.planned.parent)
+        weights = read_facts(path)["weights_sha256"]
+        self.references = References(weights, self.decisions.precision, self.decisions.microbatch_tokens)
+        if self.references.missing([*self.stores.values(), *self.heldout.values()]):
+            lora.load(self.module, checkpoint.load(path, with_optimizer=False).weights)
+            for stores, what in ((self.stores, "pairs"), (self.heldout, "held-out pairs")):
+                for source, store in stores.items():
+                    title = f"{what} of {source} under the weights of {self.planned.parent.name}"
+                    self.references.make(self.module, store, self.display, title)
+        self.figures = {REFERENCE: {name: self.references.load(store) for name, store in self.stores.items()}}
+
+    def judge(self, objective: Objective) -> Judge:
+        """By how held-out pairs are ranked."""
+        assert isinstance(objective, PreferencePairs)
+        return PairsJudge(objective, self.heldout, self.references.load if self.references else None)
+
+
+class OwnAnswers(Rows):
+    """Answers that the model gives itself, their rewards, and with objective ppo a critic of them."""
+
+    unit = "questions"
+    reference: LanguageModel | None = None
+    critic: Critic | None = None
+
+    def _sources(self) -> Mapping[str, TokenStore | Questions]:
+        return self.prepared.questions(self.stage, "train", self.display)
+
+    def refer(self) -> None:
+        """Load the reward models, and the parent where the KL to it counts."""
+        parts = (self.prepared.tokenizer, self.prepared.template, self.decisions.precision)
+        self.answerer = Answerer(self.module, *parts)
+        self.critic = Critic(self.stage.ppo) if self.stage.objective == "ppo" else None
+        models: dict[str, Reward] = {}
+        for name in self.stage.policy.reward_stages():
+            models[f"{STAGE}{name}"] = Scorer(
+                self._model_of(name, self.planned.beside[name], scores=True),
+                self.decisions.precision,
+                self.prepared.tokenizer.delimiter,
+                self.decisions.microbatch_tokens,
+            )
+        self.rewards = Rewards(self.stage.policy.rewards, models)
+        if self.stage.refers:
+            assert self.planned.parent is not None, "the recipe's checks see to it"
+            # With the rotary positions of this stage, as the weights that are compared with it.
+            self.reference = self._model_of(self.planned.name, self.planned.parent, scores=False)
+
+    def begin(self) -> None:
+        """The critic's head may be that of a reward model."""
+        if self.critic is None or (name := self.stage.ppo.value_from) is None:
+            return
+        weights = checkpoint.load(final_checkpoint(self.planned.beside[name]), with_optimizer=False).weights
+        with torch.no_grad():
+            self.module.get_parameter(SCORE).copy_(weights[SCORE])
+        self.display.say(f"stage {self.planned.name}: its critic begins with the head of {name}")
+
+    def facts(self) -> dict[str, Any]:
+        """The coefficient of the KL, where it is steered."""
+        return {"kl_coef": self.critic.kl_coef} if self.critic else {}
+
+    def resume(self, facts: Mapping[str, Any]) -> None:
+        """With the coefficient of the KL as it was."""
+        if self.critic:
+            self.critic.kl_coef = facts["kl_coef"]
+
+    def last_microbatch(self, order: Order) -> Microbatch | None:
+        """Nobody knows what will be answered."""
+        return None
+
+    def batches(self, order: Order, position: int) -> AbstractContextManager[Iterator[Batch]]:
+        """Answers to the questions from a position on."""
+        return Rollouts(
+            order,
+            cast(dict[str, Questions], self.sources),
+            self.stage.policy,
+            self.rewards,
+            self.answerer,
+            self.reference,
+            self.stage.longest_row(),
+            self.decisions.microbatch_tokens,
+            position,
+            self.critic,
+        )
+
+    def may_be_left(self, order: Order, position: int) -> bool:
+        """Between the rounds of answers."""
+        return may_be_left(order, self.stage.policy, position)
+
+    def judge(self, objective: Objective) -> Judge:
+        """By the rewards of answers to held-out questions."""
+        questions = self.prepared.questions(self.stage, "heldout")
+        return RewardJudge(self.answerer, questions, self.rewards, self.stage.policy, self.heldout)
+
+
+def material_of(
+    recipe: Recipe,
+    prepared: Prepared,
+    decisions: Decisions,
+    planned: PlannedStage,
+    module: LanguageModel,
+    display: Display,
+) -> Rows:
+    """What a stage learns from."""
+    kind = OwnAnswers if planned.stage.samples else Pairs if planned.stage.objective == "dpo" else Rows
+    return kind(recipe, prepared, decisions, planned, module, display)
