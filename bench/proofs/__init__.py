@@ -1,2 +1,2 @@
-"""Does each stage do what it is for? Recipes of a few minutes with controls, over seeds; docs/stages.md has what
-they came to."""
+"""Does each stage do what it is for? Recipes of a few minutes with controls, over seeds; docs/stages.md has
+what they came to."""

@@ -4,8 +4,8 @@
     python -m bench.proofs preferences --out proofs       # DPO, more of the better halves
     python -m bench.proofs midtraining --out proofs       # another text, with and without replay
 
-A run of each seed is a folder in `--out`; the same command goes on after a stop. The table has every stage's mean over
-the seeds, and each seed's figure behind it; NAME.json has the same.
+A run of each seed is a folder in `--out`; the same command goes on after a stop. The table has every stage's
+mean over the seeds, and each seed's figure behind it; NAME.json has the same.
 """
 
 import json
@@ -51,7 +51,7 @@ class Proof:
 
 PROOFS = {
     "rewards": Proof(("sft", "rl", "more", "chance"), measures.sums),
-    "preferences": Proof(("sft", "dpo", "more"), measures.Taste("sft")),
+    "preferences": Proof(("sft", "dpo", "more", "free", "held"), measures.Taste("sft")),
     "midtraining": Proof(("pretrain", "manuals", "replay", "more"), measures.bits),
 }
 

@@ -11,16 +11,21 @@ import math
 import random
 from pathlib import Path
 
-FLOWERS = tuple("rose lily tulip daisy poppy iris violet orchid".split())
-THINGS = tuple(
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FLOWERS = _words("rose lily tulip daisy poppy iris violet orchid")
+THINGS = _words(
     """stone bench path gate wall tree leaf root branch shed spade rake hose pond frog bird nest cat
-    ball kite basket glove hat seed soil hedge fence lamp table chair bottle ladder bucket rope""".split()
+    ball kite basket glove hat seed soil hedge fence lamp table chair bottle ladder bucket rope"""
 )
 WORDS = FLOWERS + THINGS
 SHORTEST, LONGEST = 2, 8
-PEOPLE = tuple("baker captain doctor farmer hunter miller painter sailor soldier tailor".split())
-QUALITIES = tuple("calm clever friendly honest hungry lazy old patient quiet tall tired young".split())
-PLACES = tuple("garden park yard meadow village forest field harbour".split())
+PEOPLE = _words("baker captain doctor farmer hunter miller painter sailor soldier tailor")
+QUALITIES = _words("calm clever friendly honest hungry lazy old patient quiet tall tired young")
+PLACES = _words("garden park yard meadow village forest field harbour")
 QUESTION = "Name things that the {} {} saw in the {}."
 TOO_LONG = 0.5
 

@@ -63,17 +63,14 @@ class Taste:
     _before: dict[Path, tuple[list[list[float]], list[float]]] = field(default_factory=dict)
 
     def __call__(self, run: Path, stage: str) -> dict[str, float]:
-        """Of held-out questions: the mean true score of sampled answers, the share of them that beat those of
-        `base` (a tie is a half), and the share of held-out pairs whose better half became likelier than the other,
-        compared with `base`."""
+        """Of held-out questions the mean true score of sampled answers, and the share of them that beat those
+        of `base` (a tie is a half); of held-out pairs the share whose better half gained more on `base`."""
         if run not in self._before:
             self._before[run] = self._of(open_run(run, self.display, self.base), seed=1)
         before_pairs, before = self._before[run]
         pairs, scores = self._of(open_run(run, self.display, stage), seed=0)
         wins = [(new > old) + 0.5 * (new == old) for new, old in zip(scores, before, strict=True)]
-        gains = [
-            (new[0] - old[0]) - (new[1] - old[1]) for new, old in zip(pairs, before_pairs, strict=True)
-        ]
+        gains = [(new[0] - old[0]) - (new[1] - old[1]) for new, old in zip(pairs, before_pairs, strict=True)]
         right = [(gain > 0) + 0.5 * (gain == 0) for gain in gains]
         return {
             "true score": sum(scores) / len(scores),
