@@ -120,9 +120,9 @@ def stop_ids(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
     if lacking and (template.source == DEFAULT or not stops):
         known = ", ".join(list(tokenizer.special)[:20]) or "none"
         raise InputError(
-            f"{tokenizer.origin}: lacks {', '.join(lacking)}, which {template.origin} writes; take a"
-            " tokenizer that has them as special tokens, as those that Cupola trains do, or a chat template"
-            f" that writes this one's ({known})"
+            f"{tokenizer.origin}: lacks {', '.join(lacking)}, which {template.origin} writes; take a chat"
+            f" template that writes this one's ({known}), or have it get them:"
+            f" `tokenizer: {{add: {json.dumps(lacking)}}}`"
         )
     if not stops:
         raise InputError(

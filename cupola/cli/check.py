@@ -2,7 +2,7 @@
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
+from cupola.cli.options import emit, examples, json_option, load_recipe, recipe_argument, set_option
 from cupola.display import ConsoleDisplay, duration, size
 
 
@@ -22,9 +22,8 @@ def command(recipe: str, overrides: tuple[str, ...], no_data: bool, as_json: boo
     The first loss must be what the objective expects (ln V for a fresh model), one batch must be learnable,
     and memory and time are estimated from what was measured.
     """
-    from cupola.recipe.loading import load
 
-    loaded = load(recipe, list(overrides))
+    loaded = load_recipe(recipe, overrides)
 
     from cupola.models.table.trained import refuse_unknown
     from cupola.pipeline.decisions import decide

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
+from cupola.cli.options import emit, examples, json_option, load_recipe, recipe_argument, set_option
 from cupola.display import ConsoleDisplay, count, size
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ def gather(
 ) -> None:
     """Fetch or make, read, clean and split what RECIPE's sources hold; from the cache if unchanged."""
     from cupola.corpus import gather as gather_source
-    from cupola.recipe.loading import load
 
-    loaded = load(recipe, list(overrides))
+    loaded = load_recipe(recipe, overrides)
     rows = []
     for name in _names(loaded, chosen):
         gathered = gather_source(name, loaded.corpora[name], ConsoleDisplay(), refresh)
@@ -130,9 +129,8 @@ def show(
 def _gathered(recipe: str, chosen: str | None, overrides: tuple[str, ...]) -> Path:
     from cupola.corpus import gather as gather_source
     from cupola.errors import InputError
-    from cupola.recipe.loading import load
 
-    loaded = load(recipe, list(overrides))
+    loaded = load_recipe(recipe, overrides)
     names = _names(loaded, (chosen,) if chosen else ())
     if len(names) > 1:
         raise InputError(f"--source: {recipe} has several sources, name one of {', '.join(names)}")

@@ -16,7 +16,9 @@ from cupola import json_lines
 from cupola.errors import InputError
 
 if TYPE_CHECKING:
+    from cupola.recipe.origin import Origin
     from cupola.recipe.quantity import Quantity
+    from cupola.recipe.schema import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -91,6 +93,24 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def emit(value: dict[str, Any]) -> None:
     """Print a result as one line of strict JSON; a number that is not finite becomes null."""
     click.echo(json_lines.as_line(value))
+
+
+def read_origin(path: Path, stage: str | None) -> "Origin":
+    """`pipeline.origin.read_origin`, loaded when it is needed."""
+    from cupola.pipeline import origin
+
+    return origin.read_origin(path, stage)
+
+
+def load_recipe(recipe: str, overrides: Sequence[str]) -> "Recipe":
+    """The recipe that a command is given; what it leaves out is taken from the weights that it begins with.
+
+    Raises:
+        InputError: one line, with file, line and key.
+    """
+    from cupola.recipe.loading import load
+
+    return load(recipe, overrides, read_origin)
 
 
 def position(text: str, option: str) -> "Quantity":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, recipe_argument, set_option
+from cupola.cli.options import emit, examples, json_option, load_recipe, recipe_argument, set_option
 
 
 @click.group(
@@ -32,9 +32,9 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     The output is a recipe itself: saved to a file, it loads to the same.
     """
-    from cupola.recipe.loading import dump, load
+    from cupola.recipe.loading import dump
 
-    resolved = dump(load(recipe, overrides))
+    resolved = dump(load_recipe(recipe, overrides))
     if as_json:
         emit(resolved)
         return

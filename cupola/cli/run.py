@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, position, recipe_argument, set_option
+from cupola.cli.options import emit, examples, json_option, load_recipe, position, recipe_argument, set_option
 from cupola.display import ConsoleDisplay
 from cupola.paths import runs_root
 
@@ -15,12 +15,17 @@ from cupola.paths import runs_root
         "cupola run recipes/quickstart.yaml --set stages.pretrain.tokens=4M --out runs/longer",
         "cupola run recipes/quickstart.yaml --until pretrain --json",
         "cupola run recipes/quickstart.yaml --until pretrain --stop-at 25%",
+        "cupola run assistant.yaml --from sft             # sft and what follows again; the old is kept",
+        "cupola run assistant.yaml --from sft --until sft",
     )
 )
 @recipe_argument
 @set_option
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="The run's folder (default runs/NAME)."
+)
+@click.option(
+    "--from", "anew_from", metavar="STAGE", help="Train this stage and those after it anew; the old are kept."
 )
 @click.option("--until", metavar="STAGE", help="Stop after this stage.")
 @click.option(
@@ -34,6 +39,7 @@ def command(
     recipe: str,
     overrides: tuple[str, ...],
     out: Path | None,
+    anew_from: str | None,
     until: str | None,
     stop_at: str | None,
     no_check: bool,
@@ -42,13 +48,14 @@ def command(
     """Do everything RECIPE says, from corpus to trained model; go on where it was interrupted.
 
     What is done and has not changed is not done again. Ctrl-C finishes the step under way, saves and stops.
-    What --stop-at paused, the same command without it goes on with, as if it had never stopped.
+    --from sets the stages aside that it trains anew, under a name with the time, and with them what came of
+    them; stages before it have to be finished. What --stop-at paused, the same command without it goes on
+    with, as if it had never stopped.
     With --json, `status` says done, paused, interrupted or failed, and each stage has its own.
     """
-    from cupola.recipe.loading import load
 
     pause = None if stop_at is None else position(stop_at, "--stop-at")
-    loaded = load(recipe, list(overrides))
+    loaded = load_recipe(recipe, overrides)
 
     try:
         from cupola.pipeline.run import run
@@ -56,7 +63,7 @@ def command(
         if as_json:
             emit({"run": str(out or runs_root() / loaded.name), "status": "interrupted", "stages": []})
         raise
-    report = run(loaded, out, until, ConsoleDisplay(), check_first=not no_check, stop_at=pause)
+    report = run(loaded, out, until, ConsoleDisplay(), not no_check, pause, anew_from)
     if as_json:
         emit(report.as_json())
     if report.error is not None:

@@ -33,6 +33,7 @@ def command(folder: Path | None, as_json: bool) -> None:
         )
         figure = f"  {bits:.3f} bits per byte held out" if bits else ""
         stages = "DAMAGED" if "error" in row and not row["stages"] else stages
-        click.echo(f"{row['path']}: {stages}{figure}")
+        origin = f"  (begins with {row['begins_with']})" if "begins_with" in row else ""
+        click.echo(f"{row['path']}: {stages}{figure}{origin}")
         if "error" in row:
             click.echo(f"  {row['error']}")

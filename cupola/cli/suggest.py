@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, set_option
+from cupola.cli.options import emit, examples, json_option, load_recipe, read_origin, set_option
 from cupola.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def command(
     budget = _number(tokens, "--tokens")
     loaded = now = None
     if recipe is not None:
-        from cupola.recipe.loading import load
-
-        loaded = load(recipe, list(overrides))
+        loaded = load_recipe(recipe, overrides)
         stage = stage or next(iter(loaded.stages))
         subject = _of_recipe(loaded, stage, budget, sequence_length, optimizer)
         now = loaded.stages[stage]
@@ -84,7 +82,7 @@ def command(
     if write is not None and loaded is not None and recipe is not None:
         from cupola.suggest.overlay import write_recipe
 
-        for note in write_recipe(write, recipe, overrides, loaded, stage or "", proposal):
+        for note in write_recipe(write, recipe, overrides, loaded, stage or "", proposal, read_origin):
             click.echo(f"note: {note}", err=True)
         click.echo(f"{write}: written", err=True)
     if as_json:

@@ -10,6 +10,7 @@ from cupola.cli.options import (
     examples,
     given_text,
     json_option,
+    load_recipe,
     read_text,
     recipe_argument,
     refuse_repeats,
@@ -50,10 +51,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, as_json: bo
     """Gather RECIPE's text and train its tokenizer; from the cache if nothing has changed."""
     from cupola.corpus import gather
     from cupola.corpus.tokenizer_training import train_for
-    from cupola.recipe.loading import load
 
     display = ConsoleDisplay()
-    loaded = load(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
     mixture = loaded.tokenizer_mixture()
     texts = {name: gather(name, loaded.corpora[name], display).path for name in mixture}
     tokenizer = train_for(loaded.tokenizer, texts, mixture, display)

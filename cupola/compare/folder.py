@@ -26,7 +26,7 @@ from cupola.pipeline.folder import RunFolder, StageFolder, hold
 from cupola.pipeline.records import DONE
 from cupola.recipe.schema import Recipe
 
-Kind = Literal["comparison", "sweep"]
+Kind = Literal["comparison", "sweep", "comparison of stages"]
 LONGEST_NAME = 60
 
 

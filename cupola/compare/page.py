@@ -12,6 +12,7 @@ from cupola.report.page import page_template
 from cupola.report.plots import palette_css
 
 if TYPE_CHECKING:
+    from cupola.compare.branches import BranchComparison
     from cupola.compare.comparing import Comparison
     from cupola.compare.sweeping import Sweep
 
@@ -34,6 +35,13 @@ NOTES = (
     " deviation.",
     "FLOPs: forward and backward of the model, by the length of the rows. Seconds: of training alone, without"
     " evaluations and saving; runs that shared the machine (--jobs) took longer than one alone.",
+)
+
+
+STAGE_NOTES = (
+    "Held-out: bits per byte of what a stage is judged by, text or answers; by source it is the same text for"
+    " every stage of a run, so that what is forgotten shows. Final loss: mean over the last 5% of the stage,"
+    " of its own objective. Time: of training alone, without evaluations and saving.",
 )
 
 
@@ -104,6 +112,33 @@ def comparison_page(comparison: "Comparison") -> str:
             for variant in comparison.variants
         ],
         not_counted=len(comparison.others),
+    )
+
+
+def branches_page(comparison: "BranchComparison", svg: str) -> str:
+    """The page of a comparison of stages, as text."""
+    return page_template("comparison.html", HERE).render(
+        palette=palette_css(),
+        kind="comparison of stages",
+        name=comparison.folder.resolve().name,
+        lead="",
+        columns=comparison.columns,
+        rows=comparison.rows,
+        notes=STAGE_NOTES,
+        cautions=comparison.cautions,
+        figures=[svg] if svg else [],
+        runs=[
+            {
+                "name": branch.label,
+                "status": branch.status,
+                "why": "",
+                "place": str(branch.run),
+                "figure": _bits(branch.heldout_bits_per_byte),
+            }
+            for branch in comparison.branches
+        ],
+        settings=[],
+        not_counted=0,
     )
 
 

@@ -5,7 +5,8 @@ smoothed as the report does it, then read off on common points; held-out text is
 evaluation reads, with a hollow mark where all of it was read at the end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ ln V, and would flatten everything after."""
 DASHES = ("-", "--", ":", "-.")
 """After each round of colours another line."""
 HEIGHT = 4.8
+PANEL_HEIGHT = 1.7
 SHORT_NAME = 24  # characters, of which two stand beside each other
 
 
@@ -122,6 +124,50 @@ def over_seeds(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
         x = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), POINTS)
         rows = np.stack([np.interp(x, own, y) for own, y in curves])
     return x, rows.mean(0), rows.min(0), rows.max(0)
+
+
+Points = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a stage went through, against its steps.
+
+    Attributes:
+        lines, marks: name -> (steps, values), (points,) each: of every step, and of each evaluation.
+    """
+
+    label: str
+    lines: dict[str, Points]
+    marks: dict[str, Points]
+
+
+def series_svg(series: Sequence[Series], titles: Mapping[str, str], standalone: bool) -> str:
+    """A panel for each name in `titles`, a line for each stage that has it; "" without any."""
+
+    def panel(key: str, last: bool) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            for number, one in enumerate(series):
+                dashes = DASHES[number // len(SERIES) % len(DASHES)]
+                style: dict[str, Any] = {"color": _color(number), "linestyle": dashes, "label": one.label}
+                if key in one.lines:
+                    x, mean, _, _ = binned(*one.lines[key])
+                    axes.plot(x, smooth(mean), **style)
+                elif key in one.marks:
+                    axes.plot(*one.marks[key], marker=".", **style)
+                else:
+                    axes.plot([], [], **style)
+            if last:
+                axes.set_xlim(left=0)
+                handles = axes.get_legend_handles_labels()
+                axes.figure.legend(*handles, loc="outside lower center", ncols=min(4, len(series)))
+
+        return draw
+
+    if not titles:
+        return ""
+    panels = [(title, panel(key, key == list(titles)[-1])) for key, title in titles.items()]
+    return figure_svg(panels, standalone, "step of the stage", height=1.0 + PANEL_HEIGHT * len(panels))
 
 
 def sweep_svg(

@@ -32,6 +32,7 @@ from cupola.compare.results import cautions, read_run
 from cupola.compare.variants import Group, Planned, plan_grid
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
+from cupola.pipeline.origin import read_origin
 from cupola.pipeline.records import DONE
 from cupola.recipe.clock import Clock
 from cupola.recipe.loading import load
@@ -180,7 +181,7 @@ def plan_sweep(
     """
     refuse_what_is_no_training(over.key)
     words = over.key.split(".")
-    stages = load(recipe, overrides).stages
+    stages = load(recipe, overrides, read_origin).stages
     stage = until or (words[1] if words[0] == "stages" and len(words) > 2 else next(iter(stages)))
     rungs = shares(len(over.values), factor)
     axis = [Group(f"{words[-1]}={value:g}", (f"{over.key}={value!r}",)) for value in over.values]

@@ -15,6 +15,7 @@ import yaml
 from cupola import storage
 from cupola.errors import InputError
 from cupola.models.table.trained import refuse_unknown
+from cupola.pipeline.origin import read_origin
 from cupola.recipe.document import Node, read_document, read_value
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
@@ -253,7 +254,7 @@ def _plan(
 ) -> Planned:
     seeded = [] if seed is None else [f"seed={seed}"]
     try:
-        recipe = load(source, [*overrides, *settings, *seeded])
+        recipe = load(source, [*overrides, *settings, *seeded], read_origin)
         refuse_unknown(recipe)
     except InputError as error:
         raise InputError(f"variant {variant}: {error}") from None

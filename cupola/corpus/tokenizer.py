@@ -117,6 +117,24 @@ class Tokenizer:
             raise InputError(f"{file}: cannot be read ({error})") from None
         return cls(text, str(file), _configured_end(file.with_name(CONFIG)))
 
+    def with_special(self, names: Iterable[str]) -> "Tokenizer":
+        """The tokenizer with further special tokens, whose ids follow after its own; tokens that it has stay
+        what they are."""
+        known = self.ids()
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        if not new:
+            return self
+        library = tokenizers.Tokenizer.from_str(self._text)
+        library.add_special_tokens(
+            [tokenizers.AddedToken(name, special=True, normalized=False) for name in new]
+        )
+        end = self._reference.id_to_token(self.delimiter)
+        return Tokenizer(library.to_str(pretty=True), self.origin, end)
+
+    def ids(self) -> dict[str, int]:
+        """Token, as the file writes it -> id; the special ones are among them."""
+        return dict(self._reference.get_vocab(with_added_tokens=True))
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, as it was read, and the small file that lets transformers load it."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -155,7 +155,7 @@ def train_for(
         InputError: the file is none, or there is no text.
     """
     if settings.kind == "file":
-        tokenizer = Tokenizer.load(Path(settings.path or ""))
+        tokenizer = Tokenizer.load(Path(settings.path or "")).with_special(settings.add)
         display.say(f"tokenizer: {settings.path}, {describe(tokenizer)}")
         return tokenizer
     # By contents, since several sources may have taken the same text as their fallback.
@@ -184,7 +184,7 @@ def train_for(
             trained.tokenizer.save(aside)
 
     build_once(target, build, display)
-    return Tokenizer.load(target)
+    return Tokenizer.load(target).with_special(settings.add)
 
 
 def describe(tokenizer: Tokenizer) -> str:

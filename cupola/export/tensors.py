@@ -59,18 +59,28 @@ class TensorFiles:
 
 
 def open_folder(folder: Path) -> TensorFiles:
-    """The tensors of a Hugging Face folder: safetensors before `.bin`, one file before shards, as
-    transformers does.
+    """The tensors of a Hugging Face folder.
 
     Raises:
         InputError: there are none, a shard is missing, or a file is damaged.
     """
-    for name, opened in ((SAFETENSORS, _open_safetensors), (BIN, open_pickles)):
+    files = weight_files(folder)
+    opened = open_pickles if files[0].suffix == ".bin" else _open_safetensors
+    return opened(files, str(files[0] if len(files) == 1 else folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold them: safetensors before `.bin`, one file before shards, as transformers does.
+
+    Raises:
+        InputError: there are none, or a shard is missing.
+    """
+    for name in (SAFETENSORS, BIN):
         if (folder / name).is_file():
-            return opened([folder / name], str(folder / name))
+            return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return opened([folder / shard for shard in _shards(index)], str(folder))
+            return [folder / shard for shard in _shards(index)]
     raise InputError(f"{folder}: has neither {SAFETENSORS} nor {BIN}, whole or in shards")
 
 

@@ -25,11 +25,12 @@ from filelock import FileLock, Timeout
 
 from cupola import storage
 from cupola.checkpoint.names import DAMAGED, checkpoints
+from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.ledger import Ledger
 from cupola.machine import machine, versions
 from cupola.paths import runs_root
-from cupola.pipeline.records import IMPORTED, RUNNING, decisions_fault, run_fault, stage_fault
+from cupola.pipeline.records import DONE, IMPORTED, RUNNING, decisions_fault, run_fault, stage_fault
 from cupola.recipe.schema import Recipe
 
 DECIDED = "decided"  # the ledger's event
@@ -268,6 +269,25 @@ class StageFolder:
         """Remove what a killed save left behind."""
         if self.checkpoints.is_dir():
             storage.sweep_all(self.checkpoints)
+
+
+def final_checkpoint(folder: StageFolder) -> Path:
+    """The checkpoint that a finished stage left.
+
+    Raises:
+        CupolaError: the stage is not finished, or the checkpoint is gone.
+    """
+    facts = folder.facts()
+    if facts.get("status") != DONE:
+        raise CupolaError(f"stage {folder.name}: is not finished; run it first")
+    return folder.checkpoints / facts["checkpoint"]
+
+
+def set_aside(folder: RunFolder, stage: StageFolder, why: str, display: Display) -> None:
+    """Put a stage out of the way, say so and record it; nothing is deleted."""
+    aside = stage.set_aside()
+    display.warn(f"{stage.name}: {why}; the old stage is kept as {aside.name}")
+    folder.ledger.append("stage_set_aside", stage=stage.name, folder=aside.name, why=why)
 
 
 def runs_in(root: Path) -> list[RunFolder]:

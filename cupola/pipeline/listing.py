@@ -9,6 +9,8 @@ from cupola.checkpoint.names import checkpoints, step_of
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run, runs_in
+from cupola.pipeline.records import IMPORTED
+from cupola.recipe.origin import BEGIN
 
 
 def list_checkpoints(run: str | Path, contents: bool, display: Display) -> list[dict[str, Any]]:
@@ -99,7 +101,18 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
             }
         )
     row = {"name": facts.get("name", folder.path.name), "path": str(folder.path), "stages": stages}
+    if origin := origin_of(folder):
+        row["begins_with"] = origin
     return {**row, "error": errors[0]} if errors else row
+
+
+def origin_of(folder: RunFolder) -> str | None:
+    """Where the weights are from that a run begins with, or that were imported, with their stage."""
+    facts, _ = _facts(folder)
+    origin = facts.get(IMPORTED) or _facts(folder.stage(0, BEGIN))[0].get("origin")
+    if origin is None:
+        return None
+    return f"{origin['from']}:{origin['stage']}" if origin.get("stage") else str(origin["from"])
 
 
 def _facts(folder: RunFolder | StageFolder) -> tuple[dict[str, Any], list[str]]:

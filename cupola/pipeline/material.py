@@ -23,9 +23,9 @@ from cupola.models.table import SCORE
 from cupola.objectives import Objective, PreferencePairs
 from cupola.objectives.preference import REFERENCE
 from cupola.pipeline.decisions import Decisions
-from cupola.pipeline.folder import StageFolder
+from cupola.pipeline.folder import StageFolder, final_checkpoint
 from cupola.pipeline.judging import Judge, PairsJudge, RewardJudge, ScoresJudge
-from cupola.pipeline.plan import PlannedStage, final_checkpoint
+from cupola.pipeline.plan import PlannedStage
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.reference import References
 from cupola.recipe.alignment import STAGE

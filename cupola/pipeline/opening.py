@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from cupola import storage
 from cupola.chat.template import FILE as TEMPLATE_FILE
@@ -22,11 +20,12 @@ from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision, default_device
 from cupola.paths import cache_root
 from cupola.pipeline.folder import RunFolder, StageFolder, find_run, trained_again
+from cupola.pipeline.origin import recipe_of
 from cupola.pipeline.prepare import heldout_texts, prepare
 from cupola.pipeline.records import DONE, IMPORTED
 from cupola.recipe.adapting import Lora
-from cupola.recipe.loading import load
 from cupola.recipe.model import Model
+from cupola.recipe.origin import BEGIN
 from cupola.recipe.schema import Recipe
 
 
@@ -91,7 +90,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         CupolaError: the weights do not verify, or those of no checkpoint of the stage do.
     """
     folder, stage_folder, loaded = _find(path, stage, display)
-    recipe = _recipe(folder)
+    recipe = recipe_of(folder)
     if not folder.imported and is_reward_model(recipe, stage_folder.name):
         raise InputError(
             f"{stage_folder.path}: stage {stage_folder.name} is a reward model, which scores answers and"
@@ -122,7 +121,7 @@ def open_run(path: str | Path, display: Display, stage: str | None = None) -> Op
         template=_template(folder),
         model=model,
         module=module,
-        answers=not folder.imported and recipe.stages[stage_folder.name].reads != "text",
+        answers=_answers(recipe, stage_folder),
         sequence_length=length,
         precision=folder.fact("decisions")["precision"],
         device=device,
@@ -150,23 +149,6 @@ def _foreign(folder: RunFolder, stage: StageFolder, loaded: checkpoint.Checkpoin
     )
 
 
-def _recipe(folder: RunFolder) -> Recipe:
-    """The resolved recipe; that of an imported model has no stages, which `load` would refuse."""
-    path = folder.path / "recipe.yaml"
-    cure = folder.mends(recipe_is_whole=False)
-    if not path.is_file():
-        raise CupolaError(f"{path}: is gone", cure)
-    if not folder.imported:
-        try:
-            return load(path)
-        except InputError as error:
-            raise CupolaError(str(error), cure) from error
-    try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, ValidationError) as error:
-        raise CupolaError(f"{path}: cannot be read ({error})", cure) from error
-
-
 def _tokenizer(folder: RunFolder) -> Tokenizer:
     """The run's tokenizer, every byte of it verified."""
     try:
@@ -189,7 +171,17 @@ def _model_and_row(folder: RunFolder, recipe: Recipe, stage: StageFolder) -> tup
     if imported := folder.facts().get(IMPORTED):
         length = int(imported["sequence_length"])
         return recipe.model.stretched(None, length), length
+    if recipe.begin and stage.name == BEGIN:  # read as what comes of it is, so that figures compare
+        length = next(iter(recipe.stages.values())).longest_row()
+        length = min(length, recipe.model.max_positions or length)
+        return recipe.model.stretched(None, length), length
     return recipe.model_of(stage.name), recipe.stages[stage.name].longest_row()
+
+
+def _answers(recipe: Recipe, stage: StageFolder) -> bool:
+    if stage.name in recipe.stages:
+        return recipe.stages[stage.name].reads != "text"
+    return bool(stage.facts().get("origin", {}).get("answers"))
 
 
 def _find(
@@ -224,6 +216,8 @@ def _newest(
         if not stages:
             names = ", ".join(found.name for found in folder.stages()) or "none"
             raise InputError(f"--stage {stage}: this run has no such stage; it has {names}")
+    else:  # what it began with only where there is nothing else
+        stages = [found for found in stages if found.name != BEGIN] or stages
     finished = [found for found in stages if found.facts().get("status") == DONE]
     damaged: list[str] = []
     bad: list[Path] = []

@@ -7,17 +7,18 @@ key contains its parent's.
 """
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from cupola import storage
-from cupola.checkpoint.verifying import any_verified, verify
+from cupola.checkpoint.verifying import any_verified, read_facts, verify
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
-from cupola.pipeline.folder import RunFolder, StageFolder
+from cupola.pipeline.folder import RunFolder, StageFolder, final_checkpoint, set_aside
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.records import DONE
+from cupola.recipe.origin import BEGIN
 from cupola.recipe.schema import Recipe, Stage
+from cupola.recipe.structure import did_you_mean
 from cupola.train.rewards import identity
 
 
@@ -44,22 +45,33 @@ class PlannedStage:
     beside: dict[str, StageFolder] = field(default_factory=dict)
 
 
-def stage_names_until(recipe: Recipe, until: str | None) -> list[str]:
-    """The stages to run.
+def stage_names(recipe: Recipe, first: str | None, until: str | None) -> list[str]:
+    """The stages to run, from `--from` (None: the first one) to `--until` (None: the last one).
 
     Raises:
-        InputError: `until` names none of them.
+        InputError: one of them names none, or the first comes after the last.
     """
     names = list(recipe.stages)
-    if until is None:
-        return names
-    if until not in names:
-        raise InputError(f"--until {until}: no such stage; the recipe has {', '.join(names)}")
-    return names[: names.index(until) + 1]
+    for option, stage in (("--from", first), ("--until", until)):
+        if stage is not None and stage not in names:
+            close = did_you_mean(stage, names)
+            hint = f"did you mean {close}?" if close else f"the recipe has {', '.join(names)}"
+            raise InputError(f"{option} {stage}: no such stage; {hint}")
+    begin = 0 if first is None else names.index(first)
+    end = len(names) if until is None else names.index(until) + 1
+    if begin >= end:
+        raise InputError(f"--from {first} --until {until}: {first} comes after {until}")
+    return names[begin:end]
 
 
 def plan_stages(
-    recipe: Recipe, prepared: Prepared, precision: str, folder: RunFolder, names: list[str], display: Display
+    recipe: Recipe,
+    prepared: Prepared,
+    precision: str,
+    folder: RunFolder,
+    names: list[str],
+    display: Display,
+    anew: bool = False,
 ) -> list[PlannedStage]:
     """Compare the recipe with what the run's folder holds.
 
@@ -67,11 +79,46 @@ def plan_stages(
     stands in `stages/` goes with the run's recipe and tokenizer.
 
     Args:
-        names: the stages to run, the first ones of the recipe.
+        names: the stages to run, one after the other; the first ones of the recipe, unless `anew`.
+        anew: they are trained again, whatever there is of them, which is set aside with all that came of it.
+
+    Raises:
+        InputError: `anew`, and a stage that they come of is not finished. Nothing was set aside.
     """
+    planned = _compared(recipe, prepared, precision, folder, display)
+    again = _coming_of(recipe, names) if anew else set()
+    planned = [replace(stage, action="begin") if stage.name in again else stage for stage in planned]
+    last = list(recipe.stages).index(names[-1]) + 1
+    planned = [*_with_sound_checkpoints(planned[:last], display), *planned[last:]]
+    if anew:
+        _require_parents(recipe, planned, names)
+    for stage in planned:
+        if stage.action == "begin" and stage.folder.facts():
+            asked = (
+                "it is trained anew (--from)" if stage.name in names else "what it came of is trained anew"
+            )
+            why = asked if stage.name in again else "its settings, data or parent changed"
+            set_aside(folder, stage.folder, why, display)
+        elif stage.action == "begin" and _is_lost(folder, stage.name):
+            display.warn(
+                f"stage {stage.name}: {stage.folder.path} is gone; it is trained again from its beginning"
+            )
+    belonging = {stage.folder.path for stage in planned}
+    if recipe.begin:
+        belonging.add(folder.stage(0, BEGIN).path)
+    for stranger in folder.stages():
+        if stranger.path not in belonging:
+            set_aside(folder, stranger, "the recipe has no such stage there", display)
+    return [stage for stage in planned if stage.name in names]
+
+
+def _compared(
+    recipe: Recipe, prepared: Prepared, precision: str, folder: RunFolder, display: Display
+) -> list[PlannedStage]:
+    """Every stage of the recipe, and what there is of it."""
     planned: list[PlannedStage] = []
-    keys: dict[str, str] = {}
-    folders: dict[str, StageFolder] = {}
+    folders = {BEGIN: folder.stage(0, BEGIN)} if recipe.begin else {}
+    keys = {name: read_facts(final_checkpoint(each))["weights_sha256"] for name, each in folders.items()}
     for number, (name, stage) in enumerate(recipe.stages.items(), start=1):
         parent = recipe.parent_of(name)
         needed = {
@@ -80,25 +127,33 @@ def plan_stages(
         }
         key = keys[name] = _key(recipe, name, stage, prepared, precision, needed)
         stage_folder = folders[name] = folder.stage(number, name)
-        action = _action(stage_folder, key, display)
-        if action == "begin" and stage_folder.facts():
-            _set_aside(folder, stage_folder, "its settings, data or parent changed", display)
-        elif action == "begin" and _is_lost(folder, name):
-            display.warn(f"stage {name}: {stage_folder.path} is gone; it is trained again from its beginning")
         begins_from = folders[parent] if parent else None
+        action = _action(stage_folder, key, display)
         beside = {other: folders[other] for other in stage.beside()}
         planned.append(PlannedStage(number, name, stage, key, stage_folder, begins_from, action, beside))
-    belonging = {stage.folder.path for stage in planned}
-    for stranger in folder.stages():
-        if stranger.path not in belonging:
-            _set_aside(folder, stranger, "the recipe has no such stage there", display)
-    return _with_sound_checkpoints(planned[: len(names)], display)
+    return planned
 
 
-def _set_aside(folder: RunFolder, stage: StageFolder, why: str, display: Display) -> None:
-    aside = stage.set_aside()
-    display.warn(f"{stage.name}: {why}; the old stage is kept as {aside.name}")
-    folder.ledger.append("stage_set_aside", stage=stage.name, folder=aside.name, why=why)
+def _coming_of(recipe: Recipe, names: list[str]) -> set[str]:
+    """Stages and all that begin with the weights of one of them, or ask its reward model."""
+    found = set(names)
+    for name, stage in recipe.stages.items():  # what a stage comes of stands before it
+        if found & {recipe.parent_of(name), *stage.beside()}:
+            found.add(name)
+    return found
+
+
+def _require_parents(recipe: Recipe, planned: list[PlannedStage], names: list[str]) -> None:
+    done = {stage.name for stage in planned if stage.action == "unchanged"} | {BEGIN, None, *names}
+    for name in names:
+        needs = {recipe.parent_of(name): "begins with what stage {} left"}
+        needs |= dict.fromkeys(recipe.stages[name].beside(), "asks the reward model of stage {}")
+        for other, why in needs.items():
+            if other not in done:
+                raise InputError(
+                    f"--from {names[0]}: stage {name} {why.format(other)}, and that is not finished as the"
+                    f" recipe has it; say --from {other}, or run without --from"
+                )
 
 
 def _is_lost(folder: RunFolder, name: str) -> bool:
@@ -126,7 +181,8 @@ def _with_sound_checkpoints(planned: list[PlannedStage], display: Display) -> li
                 stage = sound[index] = replace(stage, action="resume")
         if stage.action != "unchanged":
             needed |= set(stage.beside)
-        if stage.parent and stage.action != "unchanged" and not any_verified(stage.folder.checkpoints):
+        fresh = stage.action == "begin" or not any_verified(stage.folder.checkpoints)
+        if stage.parent and stage.action != "unchanged" and fresh:
             needed.add(stage.parent.name)
     return sound
 
@@ -196,15 +252,3 @@ def _warn_of_damage(stage: str, error: CupolaError, display: Display) -> None:
         f"stage {stage}: was finished, but {error}; it is trained again from its newest whole checkpoint, or"
         " from where it began"
     )
-
-
-def final_checkpoint(folder: StageFolder) -> Path:
-    """The checkpoint that a finished stage left.
-
-    Raises:
-        CupolaError: the stage is not finished, or the checkpoint is gone.
-    """
-    facts = folder.facts()
-    if facts.get("status") != DONE:
-        raise CupolaError(f"stage {folder.name}: is not finished; run it first")
-    return folder.checkpoints / facts["checkpoint"]

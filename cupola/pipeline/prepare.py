@@ -116,7 +116,7 @@ def heldout_texts(gathered: Path) -> Iterator[str]:
 
 
 def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    rows = recipe.model.rows(tokenizer.size)
+    rows = recipe.rows(tokenizer.size)
     if rows < tokenizer.size:
         raise InputError(
             f"model.vocabulary: {rows} is less than the tokenizer's {tokenizer.size}; leave it out, or lower"
@@ -155,6 +155,6 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
         if store.row_length is None:
             each = store.bytes / store.length
             display.say(f"{name}: {count(store.length)} tokens, {each:.2f} bytes per token")
-    rows = recipe.model.rows(tokenizer.size)
+    rows = recipe.rows(tokenizer.size)
     generators = {name: recipe.corpora[name].generate for name in sources}
     return Prepared(tokenizer, template, rows, {**texts, **records}, stores, packed, facts, generators)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cupola.recipe.origin import BEGIN
 from cupola.shape import ABSENT, Shape, fault
 
 IMPORTED = "imported"  # the key of run.json, the ledger's event and the one stage of a model from elsewhere
@@ -139,7 +140,7 @@ def stage_fault(value: Any, name: str) -> str | None:
     """What is wrong with what `stage.json` of the stage of that name holds."""
     shape: type[StageRecord] = StageRecord
     if isinstance(value, dict) and value.get("status") == DONE:
-        shape = DoneRecord if name == IMPORTED else TrainedRecord
+        shape = DoneRecord if name in (IMPORTED, BEGIN) else TrainedRecord
     wrong = fault(shape, value)
     if wrong is None and value["name"] != name:
         return f"it is of stage {value['name']}"

@@ -22,11 +22,12 @@ from cupola.evaluate import xz_bits
 from cupola.models import table
 from cupola.models.table.trained import refuse_unknown
 from cupola.paths import runs_root
+from cupola.pipeline.beginning import lay_out_beginning, own_tokenizer
 from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.memory import require_memory, running_out
 from cupola.pipeline.mending import mend_records
-from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names_until
+from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names
 from cupola.pipeline.preflight import preflight
 from cupola.pipeline.prepare import Prepared, heldout_texts, prepare
 from cupola.pipeline.stage import StageRun, pause_position, stage_clock
@@ -84,6 +85,7 @@ def run(
     display: Display,
     check_first: bool = True,
     stop_at: Quantity | None = None,
+    anew_from: str | None = None,
 ) -> RunReport:
     """Do what is left to do of a recipe.
 
@@ -93,17 +95,18 @@ def run(
         check_first: dry-run every stage before the first start of this recipe.
         stop_at: pause the last of the stages to run at this position of its clock, saved and evaluated; the
             schedules stay those of the whole stage, so that a later call without it goes on bit-exactly.
+        anew_from: train this stage and those after it again; what there is of them is set aside.
 
     Raises:
         InputError: the recipe, a source or the folder is not usable; nothing was trained.
     """
-    names = stage_names_until(recipe, until)
+    names = stage_names(recipe, anew_from, until)
     refuse_unknown(recipe)
     folder = RunFolder(out or runs_root() / recipe.name)
     report = RunReport(str(folder.path))
     with folder.lock(recipe.name):
         try:
-            _run(folder, recipe, names, report, display, check_first, stop_at)
+            _run(folder, recipe, names, report, display, check_first, stop_at, anew_from is not None)
         except KeyboardInterrupt:  # before, between or after the stages; in one the loop sees to it
             report.error = report.error or Interrupted("stopped; the same command goes on with what is done")
     return report
@@ -117,6 +120,7 @@ def _run(
     display: Display,
     check_first: bool,
     stop_at: Quantity | None,
+    anew: bool,
 ) -> None:
     begun = time.monotonic()
     display.say(f"run {recipe.name} in {folder.path}")
@@ -124,11 +128,12 @@ def _run(
     recorded = folder.facts().get("decisions")
     if check_first and recorded is None:  # what has all been trained elsewhere needs no memory here
         require_memory(recipe)
-    prepared = prepare(recipe, display)
+    prepared = prepare(own_tokenizer(folder, recipe), display)
     folder.record(name=recipe.name)  # from here on the folder is this run's
     with running_out("measuring the machine"):
         decisions = decide(recipe, prepared.vocabulary, recorded, display)
-    planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display)
+    lay_out_beginning(folder, recipe, prepared, display)
+    planned = plan_stages(recipe, prepared, decisions.precision, folder, names, display, anew)
     if check_first and any(stage.action != "unchanged" for stage in planned):
         require_memory(recipe, prepared.vocabulary)
     pause = None

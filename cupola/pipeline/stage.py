@@ -23,10 +23,10 @@ from cupola.models import build, lora
 from cupola.models.table import trained
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
-from cupola.pipeline.folder import RunFolder, StageFolder
+from cupola.pipeline.folder import RunFolder, StageFolder, final_checkpoint
 from cupola.pipeline.material import material_of
 from cupola.pipeline.observing import Observer
-from cupola.pipeline.plan import PlannedStage, final_checkpoint
+from cupola.pipeline.plan import PlannedStage
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.records import DONE
 from cupola.recipe import rotary

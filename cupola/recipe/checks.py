@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from cupola.recipe.corpora import CALLED, KINDS, Corpus
 from cupola.recipe.model_checks import model_problems
+from cupola.recipe.origin import BEGIN
 from cupola.recipe.problem import Problem
 from cupola.recipe.schema import Recipe
 from cupola.recipe.stage_checks import known_sources, read_by, stage_problems
@@ -20,6 +21,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _tokenizer(recipe)
     yield from model_problems(recipe.model)
     yield from _scale(recipe)
+    yield from _begin(recipe)
     if not recipe.stages:
         yield Problem(("stages",), "a recipe needs at least one stage, such as pretrain")
     for name, stage in recipe.stages.items():
@@ -79,6 +81,18 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
             f"{rows} is less than the tokenizer's {tokenizer.vocabulary}; raise it, or lower "
             f"tokenizer.vocabulary to {rows}",
         )
+
+
+def _begin(recipe: Recipe) -> Iterator[Problem]:
+    if BEGIN in recipe.stages:
+        yield Problem(
+            ("stages", BEGIN), "is the name of the weights that a run begins with; call the stage otherwise"
+        )
+    if not recipe.begin:
+        return
+    taken = [name for name in recipe.stages if recipe.parent_of(name) == BEGIN]
+    if not any("weights" in recipe.stages[name].carry for name in taken):
+        yield Problem((BEGIN,), "no stage takes its weights; let the first one carry weights, or remove it")
 
 
 def _scale(recipe: Recipe) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ positions pass on to every stage, since the weights that they go with do.
 
 from cupola.recipe.curve import Piecewise
 from cupola.recipe.model import Model
+from cupola.recipe.origin import BEGIN
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.rotary import STRETCHED, Rope, taken_over
 from cupola.recipe.schema import Optimizer, Recipe, Stage
@@ -30,10 +31,12 @@ def fill_stages(recipe: Recipe) -> Recipe:
 
 def _with_rope(recipe: Recipe, stages: dict[str, Stage]) -> dict[str, Stage]:
     """The stages with the rotary positions that they state, or that their weights were trained with."""
-    passed_on: dict[str | None, tuple[Rope | None, Rope, int | None]] = {}
+    own = recipe.model.rope
+    trained = recipe.context_of(BEGIN) if recipe.begin and own.rope_type not in STRETCHED else 0
+    passed_on: dict[str | None, tuple[Rope | None, Rope, int | None]] = {BEGIN: (None, own, trained or None)}
     found = {}
     for name, stage in stages.items():
-        stated, rope, unstretched = passed_on.get(recipe.parent_of(name), (None, recipe.model.rope, None))
+        stated, rope, unstretched = passed_on.get(recipe.parent_of(name), (None, own, None))
         if "weights" not in stage.carry:
             unstretched = None
         if stage.rope is not None:

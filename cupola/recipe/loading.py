@@ -3,9 +3,9 @@
     FILE:LINE: stages.pretrain.sequense_length: unknown key; did you mean sequence_length?
 
 The order: the file on top of what its `base:` names, `model:` on top of its preset, `--set` from left to
-right on top of that; then paths and environment variables, the schema, what stages pass on, and the checks
-across blocks. What comes out has every stage complete, and writing it down (`dump`) and loading that again
-gives the same recipe.
+right on top of that; then paths and environment variables, all of it on top of what `begin:` names, the
+schema, what stages pass on, and the checks across blocks. What comes out has every stage complete, and
+writing it down (`dump`) and loading that again gives the same recipe.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cupola.errors import InputError
+from cupola.paths import runs_root
 from cupola.recipe.checks import problems
 from cupola.recipe.corpora import PACKAGES
 from cupola.recipe.defaults import fill_stages
@@ -26,18 +27,23 @@ from cupola.recipe.lookup import find_preset, find_recipe, presets
 from cupola.recipe.merging import assign, merge
 from cupola.recipe.messages import explain, located
 from cupola.recipe.model import Model
+from cupola.recipe.origin import BEGIN, Origin, Reader, disagreements, laid_below
 from cupola.recipe.problem import Problem
 from cupola.recipe.schema import Recipe
 from cupola.recipe.structure import kind_at
-from cupola.recipe.variables import escaped, expand
+from cupola.recipe.variables import escaped, expand, unescaped
 
 
-def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    path_or_name: str | Path, overrides: Sequence[str] = (), read_origin: Reader | None = None
+) -> Recipe:
     """Load a recipe.
 
     Args:
         path_or_name: a file, or the name of a recipe in ./recipes or of a shipped one.
         overrides: `KEY=VALUE`, KEY dotted, VALUE in YAML; as `--set` gives them.
+        read_origin: opens what `begin` names (`pipeline.origin.read_origin`); without it a recipe has to
+            state its model, and nothing is held against the weights.
 
     Returns:
         The recipe with `tokens`, `sequence_length`, `batch_tokens` and `optimizer` of every stage stated.
@@ -45,30 +51,56 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: one line; it ends in "(and 2 more)" where there are more mistakes.
     """
-    recipe, tree, found = _examined(path_or_name, overrides)
+    recipe, tree, found = _examined(path_or_name, overrides, read_origin)
     if recipe is None or found:
-        cause = _cause(found[0], recipe is None, path_or_name, overrides)
+        cause = _cause(found[0], recipe is None, path_or_name, overrides, read_origin)
         raise _first([located(tree, problem.path, problem.message, cause) for problem in found])
     return recipe
 
 
 def _examined(
-    path_or_name: str | Path, overrides: Sequence[str]
+    path_or_name: str | Path, overrides: Sequence[str], read_origin: Reader | None
 ) -> tuple[Recipe | None, Node, list[Problem]]:
     """The recipe, None where the schema refuses it; where everything in it was written; what is wrong."""
     tree = _read(find_recipe(str(path_or_name), Path()))
     for override in overrides:
         tree = _override(tree, override)
     tree = _resolve_paths(tree)
+    origin = _origin(tree, read_origin)
+    if origin is not None:
+        tree = laid_below(tree, origin)
     try:
         recipe = fill_stages(Recipe.model_validate(tree.plain()))
     except ValidationError as error:
         return None, tree, explain(error, tree)
-    return recipe, tree, list(problems(recipe))
+    apart = disagreements(recipe, origin) if origin is not None else ()
+    return recipe, tree, [*apart, *problems(recipe)]
+
+
+def _origin(tree: Node, read_origin: Reader | None) -> Origin | None:
+    """What `begin` names; None where a recipe can do without: a run has a copy of what it began with, and
+    its own recipe states model and tokenizer."""
+    begin = _children(tree, BEGIN)
+    weights = begin.get("weights")
+    if read_origin is None or weights is None or not isinstance(weights.value, str):
+        return None
+    path = Path(str(unescaped(weights.value)))
+    complete = {"layers", "width"} <= set(_children(tree, "model")) and "path" in _children(tree, "tokenizer")
+    if complete and not path.exists():
+        return None
+    stage = begin.get("stage")
+    try:
+        return read_origin(path, None if stage is None or stage.value is None else str(stage.value))
+    except InputError as error:
+        raise InputError(located(tree, (BEGIN,), str(error))) from None
 
 
 def _cause(
-    problem: Problem, by_schema: bool, path_or_name: str | Path, overrides: Sequence[str]
+    problem: Problem,
+    by_schema: bool,
+    path_or_name: str | Path,
+    overrides: Sequence[str],
+    read_origin: Reader | None,
 ) -> str | None:
     """The override without which the problem is gone, the last of several: it is to blame and not the file.
 
@@ -80,7 +112,7 @@ def _cause(
     for index in reversed(range(len(overrides))):
         others = [*overrides[:index], *overrides[index + 1 :]]
         with contextlib.suppress(InputError):
-            recipe, _, left = _examined(path_or_name, others)
+            recipe, _, left = _examined(path_or_name, others, read_origin)
             if problem not in left and (by_schema or recipe is not None):
                 return overrides[index]
     return None
@@ -181,6 +213,12 @@ def _resolve_paths(tree: Node) -> Node:
     """Environment variables, `~` and relative paths, each against the folder of the file that wrote it."""
     for name, corpus in (_children(tree, "corpora")).items():
         tree = _replace(tree, ("corpora", name), _corpus_paths(corpus, ("corpora", name)))
+    if (begin := tree.value.get(BEGIN)) is not None and begin.value is not None:
+        if not isinstance(begin.value, dict):
+            begin = Node({"weights": begin}, begin.where, begin.folder)
+        weights = begin.value.get("weights")
+        found = {} if weights is None else {"weights": _run_path(weights, (BEGIN, "weights"))}
+        tree = _replace(tree, (BEGIN,), Node({**begin.value, **found}, begin.where, begin.folder))
     for key in ("path", "chat_template"):
         if (path := _children(tree, "tokenizer").get(key)) is not None:
             tree = _replace(tree, ("tokenizer", key), _path(path, ("tokenizer", key)))
@@ -211,6 +249,16 @@ def _corpus_paths(corpus: Node, key: tuple[str, ...]) -> Node:
     if "files" not in corpus.value or any(kind in corpus.value for kind in PACKAGES):
         return corpus
     return _replace(corpus, ("files",), _path(corpus.value["files"], (*key, "files")))
+
+
+def _run_path(node: Node, key: tuple[str, ...]) -> Node:
+    """The whole path of a folder; a bare name that is none may be that of a run."""
+    found = _path(node, key)
+    if isinstance(node.value, str) and os.path.basename(node.value) == node.value:
+        known = runs_root() / node.value
+        if not os.path.exists(str(unescaped(found.value))) and known.is_dir():
+            return Node(escaped(os.path.abspath(known)), node.where, node.folder)
+    return found
 
 
 def _path(node: Node, key: tuple[str, ...]) -> Node:

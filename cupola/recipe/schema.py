@@ -31,9 +31,10 @@ from cupola.recipe.kinds import (
     WholePath,
 )
 from cupola.recipe.model import Model
+from cupola.recipe.origin import BEGIN, Begin
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.rotary import Rope
-from cupola.recipe.strict import Share, Strict
+from cupola.recipe.strict import Share, Strict, round_up
 
 
 class Tokenizer(Strict):
@@ -49,6 +50,9 @@ class Tokenizer(Strict):
     """At most so many bytes of text are used for training."""
     path: WholePath | None = None
     """The `tokenizer.json`, for kind `file`."""
+    add: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
+    """Special tokens that it gets beside its own, such as `["<|im_start|>", "<|im_end|>"]`; those that it has
+    stay as they are."""
     chat_template: WholePath | None = None
     """How conversations are written down: a file in Jinja, as Hugging Face has it, or a folder that holds a
     `chat_template.jinja`; by default ChatML."""
@@ -186,7 +190,7 @@ class Stage(Strict):
     of pairs of answers, which one is preferred (dpo), or a reward that says so (reward); from rewards for its
     own answers to the questions of conversations (grpo, and with a critic ppo)."""
     parent: Name | None = None
-    """The stage whose weights it begins with; by default the one before."""
+    """The stage whose weights it begins with; by default the one before. `begin` means the recipe's."""
     data: Mixture
     """Sources and weights, or such mappings at positions: `{0%: {...}, 60%: {...}}`; or the way from one to
     the next: `{points: {0%: {...}, 100%: {...}}, between: linear}`."""
@@ -283,6 +287,8 @@ class Recipe(Strict):
     """`auto` measures once which is faster, records it, and keeps it on resume."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block; `auto` only where it pays for the length of the run."""
+    begin: Begin | None = None
+    """The weights that the first stage begins with; by default drawn from the seed."""
     corpora: dict[Name, Corpus] = Field(default={})
     """The sources of text, by name."""
     tokenizer: Tokenizer = Tokenizer()
@@ -306,23 +312,36 @@ class Recipe(Strict):
         return [name for name in self.corpora if name in used]
 
     def parent_of(self, name: str) -> str | None:
-        """The stage whose weights a stage begins with; None of the first."""
+        """The stage whose weights a stage begins with; of the first `begin` where the recipe has that, else
+        None."""
         names = list(self.stages)
-        before = names[: names.index(name)]
-        return self.stages[name].parent or (before[-1] if before else None)
+        first = BEGIN if self.begin else None
+        return self.stages[name].parent or next(reversed(names[: names.index(name)]), first)
 
     def model_of(self, stage: str) -> Model:
         """The model as a stage trains it: with the rotary positions that are in force there.
 
         Where those are not the model's own, `max_positions` is the context that its weights have come to, the
-        longest row of the stages that they have gone through.
+        longest row of the stages that they have gone through; so it is where they begin with a context.
         """
-        return self.model.stretched(self.stages[stage].rope, self._context_of(stage))
+        context = self.context_of(stage)
+        found = self.model.stretched(self.stages[stage].rope, context)
+        if self.begin and found.is_rotary() and context > (found.max_positions or 0):
+            return found.model_copy(update={"max_positions": context})
+        return found
 
-    def _context_of(self, stage: str) -> int:
+    def context_of(self, stage: str) -> int:
+        """Tokens of the longest row that the weights have gone through at the end of a stage."""
+        if self.begin and stage == BEGIN:
+            return self.model.max_positions or 0
         settings, parent = self.stages[stage], self.parent_of(stage)
-        before = self._context_of(parent) if parent and "weights" in settings.carry else 0
+        before = self.context_of(parent) if parent and "weights" in settings.carry else 0
         return max(before, settings.longest_row())
+
+    def rows(self, tokenizer_size: int) -> int:
+        """Rows of embedding and head; those of the weights that it begins with, or more if it takes more."""
+        rows = self.model.rows(tokenizer_size)
+        return max(rows, round_up(tokenizer_size, 64)) if self.begin and rows < tokenizer_size else rows
 
     def tokenizer_mixture(self) -> dict[str, float]:
         """Sources and weights of the text that the tokenizer is trained on; none where it is a file."""

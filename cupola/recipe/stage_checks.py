@@ -9,6 +9,7 @@ from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.corpora import CALLED, Format
 from cupola.recipe.curve import Curve
 from cupola.recipe.model_checks import rope_problems
+from cupola.recipe.origin import BEGIN
 from cupola.recipe.problem import Problem
 from cupola.recipe.schema import LARGEST_BF16_DECAY, LearningRate, Optimizer, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
@@ -32,14 +33,15 @@ def stage_problems(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]
     if stage.rope and (before is None or stage.rope != before.rope):
         yield from rope_problems((*path, "rope"), stage.rope, recipe.model)
     yield from _carry(path, stage, before)
+    takes_weights = parent is not None and "weights" in stage.carry
     for key, message in adapting.faults(stage, before):
         yield Problem((*path, key), message)
     if stage.reads != "text":
         yield from _packed(path, stage)
-    yield from _preference(path, stage, before)
+    yield from _preference(path, stage, takes_weights)
     if stage.objective != "reward" and stage.reward != RewardModel():
         yield Problem((*path, "reward"), "has no effect without objective reward; remove it")
-    yield from _policy(path, stage, before)
+    yield from _policy(path, stage, takes_weights)
     yield from _ppo(recipe, name, stage)
     if fault := length_fault(stage.sequence_length.values):
         yield Problem((*path, "sequence_length"), fault)
@@ -77,7 +79,7 @@ def _packed(path: tuple[str, ...], stage: Stage) -> Iterator[Problem]:
         yield Problem((*path, "document_mask"), "an answer must not see its neighbours; remove it")
 
 
-def _preference(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> Iterator[Problem]:
+def _preference(path: tuple[str, ...], stage: Stage, takes_weights: bool) -> Iterator[Problem]:
     settings, loss = stage.preference, stage.preference.loss
     if stage.objective != "dpo":
         if settings != Preference():
@@ -89,7 +91,7 @@ def _preference(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> It
                 (*path, "preference", key),
                 f"has no effect on loss {loss} (only on {', '.join(losses)}); remove it",
             )
-    if settings.needs_reference and (parent is None or "weights" not in stage.carry):
+    if settings.needs_reference and not takes_weights:
         yield Problem(
             (*path, "objective"),
             f"dpo with loss {loss} compares with the weights of a stage before it, and there are none; put it"
@@ -97,7 +99,7 @@ def _preference(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> It
         )
 
 
-def _policy(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> Iterator[Problem]:
+def _policy(path: tuple[str, ...], stage: Stage, takes_weights: bool) -> Iterator[Problem]:
     settings = stage.policy
     if not stage.samples:
         if settings != Policy():
@@ -131,7 +133,7 @@ def _policy(path: tuple[str, ...], stage: Stage, parent: Stage | None) -> Iterat
         yield Problem((*path, "policy", "epsilon_high"), "is missing: the largest weight of a token of cispo")
     if settings.delta is not None and (settings.loss == "cispo" or settings.delta <= 1 + settings.clip_high):
         yield Problem((*path, "policy", "delta"), "must be above 1 + epsilon_high, and cispo has none")
-    if stage.refers and (parent is None or "weights" not in stage.carry):
+    if stage.refers and not takes_weights:
         key = ("ppo", "kl_coef") if stage.objective == "ppo" else ("policy", "beta")
         yield Problem(
             (*path, *key), "the KL is to the weights of a stage before it, and there are none; take 0"
@@ -172,7 +174,7 @@ def _reward_model(recipe: Recipe, name: str, asked: str, path: tuple[str, ...]) 
 
 def _parent(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
     names = list(recipe.stages)
-    before = names[: names.index(name)]
+    before = ([BEGIN] if recipe.begin else []) + names[: names.index(name)]
     if stage.parent is not None and stage.parent not in before:
         path = ("stages", name, "parent")
         close = did_you_mean(stage.parent, before)

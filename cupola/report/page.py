@@ -56,6 +56,7 @@ def render(records: RunRecords) -> str:
         palette=palette_css(),
         tiles=_tiles(records),
         stages=[_stage_row(stage, sources) for stage in records.stages],
+        origins=[_origin(stage) for stage in records.stages if "origin" in stage.facts],
         sources=sources,
         yardsticks=[_figure(yardsticks.get(source)) for source in sources] if yardsticks else [],
         loss=loss_plot_svg(records.stages, standalone=False),
@@ -134,6 +135,13 @@ def _stage_row(stage: StageRecords, sources: list[str]) -> dict[str, Any]:
         "heldout": _figure(_heldout_of(stage)),
         "by_source": [_figure(stage.heldout.get(source)) for source in sources],
     }
+
+
+def _origin(stage: StageRecords) -> str:
+    """Where weights that were not trained here are from."""
+    origin = stage.facts["origin"]
+    which = f", stage {origin['stage']}" if origin.get("stage") else ""
+    return f"{stage.name}: the weights of {origin.get('from')}{which}"
 
 
 def _samples(records: RunRecords) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from cupola.errors import InputError
 from cupola.recipe.document import KINDS, Node, read_value
 from cupola.recipe.loading import load
 from cupola.recipe.lookup import find_recipe, shipped_recipes
+from cupola.recipe.origin import Reader
 from cupola.recipe.schema import Recipe, Stage
 from cupola.recipe.structure import Kind, kind_of
 from cupola.suggest.proposal import Proposal
@@ -41,7 +42,13 @@ def as_yaml(value: dict[str, Any]) -> str:
 
 
 def write_recipe(
-    target: Path, recipe: str, overrides: Sequence[str], loaded: Recipe, stage: str, proposal: Proposal
+    target: Path,
+    recipe: str,
+    overrides: Sequence[str],
+    loaded: Recipe,
+    stage: str,
+    proposal: Proposal,
+    read_origin: Reader | None = None,
 ) -> list[str]:
     """Write a recipe: `recipe`, with the overrides, with the proposal as a stage's settings.
 
@@ -51,6 +58,7 @@ def write_recipe(
         overrides: as `--set` gives them.
         loaded: what these two load as.
         stage: the stage for which the proposal is.
+        read_origin: as `recipe.loading.load` has it.
 
     Returns:
         What changes with it in later stages.
@@ -69,7 +77,7 @@ def write_recipe(
     except OSError as error:
         raise InputError(f"--write {target}: cannot be written ({error.strerror})") from error
     try:
-        written = load(target)
+        written = load(target, read_origin=read_origin)
         differences = list(_differences(written, loaded, stage, proposal))
         if differences:
             raise InputError(f"{', '.join(differences)} would not be as proposed and as --set has it")

@@ -20,7 +20,8 @@ model: {model}
 precision: fp32
 health: off
 stages:
-  long: {{data: {{far: 1}}, tokens: 1 steps, sequence_length: {row}, batch_tokens: {row}, learning_rate: 1e-3}}
+  long:
+    {{data: {{far: 1}}, tokens: 1 steps, sequence_length: {row}, batch_tokens: {row}, learning_rate: 1e-3}}
 """
 
 
