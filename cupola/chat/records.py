@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from cupola.chat import conversation, preference
+from cupola.chat import conversation, preference, rated
 
 VERSION = 2
 """Raised whenever the same records would give other lines, or another split."""
@@ -18,7 +18,15 @@ def _preference(record: Any) -> str:
     return preference.as_json(preference.read(record))
 
 
-LINES: dict[str, Callable[[Any], str]] = {"chat": _conversation, "preference": _preference}
+def _rated(record: Any) -> str:
+    return rated.as_json(rated.read(record))
+
+
+LINES: dict[str, Callable[[Any], str]] = {
+    "chat": _conversation,
+    "preference": _preference,
+    "rated": _rated,
+}
 """Format (`recipe.corpora.Format`) -> a record's line; raises `conversation.Unusable`."""
 
 

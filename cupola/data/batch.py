@@ -14,6 +14,10 @@ import torch
 IGNORED = -100
 """A target that does not count, as in `torch.nn.functional.cross_entropy`."""
 
+LEARNT, REJECTED, MISMATCHED = 1, 2, 3
+"""What is learnt of a token: that it is said; of pairs and rated answers, that it belongs to an answer which
+is not wanted; or only how likely it is, since its answer stands after the prompt of another (KTO)."""
+
 FILLER = -1
 """The source of a row that only fills a rank's share; all its targets are `IGNORED`."""
 
@@ -26,19 +30,25 @@ class Answers:
         places: (N,) int64, into the flattened targets.
         sequences: (N,) int64, the number of each one's sequence among those with something to learn.
         count: how many sequences those are.
+        kinds: (N,) uint8: `LEARNT`, `REJECTED` or `MISMATCHED`.
         figures: (N,) fp32 each: what an objective must know of every target beside it.
     """
 
     places: torch.Tensor
     sequences: torch.Tensor
     count: int
+    kinds: torch.Tensor
     figures: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, targets: torch.Tensor, documents: torch.Tensor, figures: Mapping[str, np.ndarray] | None = None
+        cls,
+        targets: torch.Tensor,
+        documents: torch.Tensor,
+        learnt: np.ndarray,
+        figures: Mapping[str, np.ndarray] | None = None,
     ) -> "Answers":
-        """Those of rows of targets, (B, T) each; figures are cut likewise."""
+        """Those of rows of targets, (B, T) each; what is learnt of them and the figures are cut likewise."""
         length = targets.shape[1]
         places = (targets.flatten() != IGNORED).nonzero().squeeze(1)
         # A document's number grows within its row only.
@@ -47,13 +57,16 @@ class Answers:
         chosen = {
             name: torch.from_numpy(f.reshape(-1)[places.numpy()]) for name, f in (figures or {}).items()
         }
-        return cls(places, sequences, len(found), chosen)
+        kinds = torch.from_numpy(learnt.astype(np.uint8).reshape(-1)[places.numpy()])
+        return cls(places, sequences, len(found), kinds, chosen)
 
     def to(self, device: torch.device | str) -> "Answers":
         """The same on a device."""
-        places, sequences = (part.to(device, non_blocking=True) for part in (self.places, self.sequences))
+        places, sequences, kinds = (
+            part.to(device, non_blocking=True) for part in (self.places, self.sequences, self.kinds)
+        )
         figures = {name: part.to(device, non_blocking=True) for name, part in self.figures.items()}
-        return Answers(places, sequences, self.count, figures)
+        return Answers(places, sequences, self.count, kinds, figures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +102,7 @@ class Microbatch:
             rows: (B, T + 1), any integers; copied.
             delimiter: the token between documents; None if every row is one document.
             sources: (B,) index of each row's source, all 0 by default; targets of `FILLER` rows are ignored.
-            learnt: (B, T + 1), which of the tokens count as targets; all by default.
+            learnt: (B, T + 1), what is learnt of the tokens: 0 of those that are no targets; all by default.
             figures: (B, T) fp32 each, for `Answers.figures`.
         """
         rows = torch.as_tensor(rows).long()
@@ -106,7 +119,7 @@ class Microbatch:
             documents = torch.zeros_like(tokens, dtype=torch.int32)
         else:
             documents = (tokens == delimiter).cumsum(dim=1, dtype=torch.int32)
-        answers = None if learnt is None else Answers.of(targets, documents, figures)
+        answers = None if learnt is None else Answers.of(targets, documents, learnt[:, 1:], figures)
         return cls(tokens, targets, documents, sources, answers)
 
     def to(self, device: torch.device | str) -> "Microbatch":

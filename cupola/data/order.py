@@ -74,7 +74,7 @@ class Store(Protocol):
 
     @property
     def learnt(self) -> np.ndarray | None:
-        """(length,): 1 where a token is learnt; None where all are."""
+        """(length,): 0 where a token is not learnt, else what of it (`data.batch`); None where all are."""
 
 
 class Order:

@@ -54,7 +54,7 @@ class Filled(NamedTuple):
 
     Attributes:
         tokens: (rows, row_length) int64; a delimiter after each sequence and in what is left.
-        learnt: (rows, row_length) bool.
+        learnt: (rows, row_length) uint8: what the items' masks say, 0 elsewhere.
         owners: (rows, row_length) int64: which sequence, in the order in which they were put there, has a
             token that is learnt; -1 of others.
     """
@@ -73,11 +73,12 @@ def fill(
     """The tokens of rows that `pack` made of items.
 
     Args:
-        items: each of one or more sequences, with (tokens,) ids and a (tokens,) mask of what is learnt; an
-            item's length is that of its sequences and a delimiter after each.
+        items: each of one or more sequences, with (tokens,) ids and a mask of what is learnt, bool or uint8:
+            (tokens,), or (tokens + 1,) where it says so of the delimiter after them as well; an item's length
+            is that of its sequences and a delimiter after each.
     """
     tokens = np.full((len(rows), row_length), delimiter, dtype=np.int64)
-    learnt = np.zeros((len(rows), row_length), dtype=bool)
+    learnt = np.zeros((len(rows), row_length), dtype=np.uint8)
     owners = np.full((len(rows), row_length), -1, dtype=np.int64)
     sequence = 0
     for number, row in enumerate(rows):
@@ -85,7 +86,7 @@ def fill(
         for ids, mask in (part for index in row for part in items[index]):
             end = place + len(ids)
             tokens[number, place:end] = ids
-            learnt[number, place:end] = mask
-            owners[number, place:end][mask] = sequence
+            learnt[number, place : place + len(mask)] = mask
+            owners[number, place : place + len(mask)][mask != 0] = sequence
             place, sequence = end + 1, sequence + 1
     return Filled(tokens, learnt, owners)

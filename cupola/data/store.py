@@ -4,7 +4,7 @@ A store is a folder that appears whole (`cupola.storage`):
 
     tokens.bin      the tokens: uint16 while every id fits, else int32
     tokens.idx      where each document lies; Megatron's format, so `<folder>/tokens` is a Megatron prefix
-    learnt.bin      of packed items only: whether each token is learnt, a byte each
+    learnt.bin      of packed items only: what is learnt of each token (`data.batch`), a byte each
     manifest.json   SHA-256 of all, tokenizer, documents, tokens, bytes of text, facts of the source
 
 Opening one checks names, sizes and that index and tokens end together, and reads nothing else; `verify`
@@ -92,7 +92,7 @@ class StoreWriter:
 
         Args:
             rows: (rows, row_length) integers, each ending in a delimiter.
-            learnt: (rows, row_length) bool: which of them are learnt.
+            learnt: (rows, row_length) uint8: what of each is learnt, 0 for nothing.
             text_bytes: bytes of the text that is learnt.
 
         Raises:
@@ -188,7 +188,7 @@ class TokenStore:
         tokenizer_fingerprint: of the tokenizer.
         source: facts of the source.
         row_length: of packed items, tokens of each document; None of text.
-        learnt: (length,) uint8, 1 where a token is learnt, a read-only memory map; None of text: all are.
+        learnt: (length,) uint8, 0 where a token is not learnt, a read-only memory map; None where all are.
     """
 
     row_length: int | None = None

@@ -7,6 +7,7 @@ from cupola.evaluate.compressors import xz_bits
 from cupola.evaluate.heldout import choose_texts, combined, heldout_bits
 from cupola.evaluate.long_context import LossByPosition, loss_by_position, probe, refuse_beyond_positions
 from cupola.evaluate.preferences import Ranking, rank_pairs
+from cupola.evaluate.ratings import Rating, read_ratings
 from cupola.evaluate.scores import PairScores, score_pairs
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LossByPosition",
     "PairScores",
     "Ranking",
+    "Rating",
     "answer_bits",
     "bits_per_byte",
     "choose_texts",
@@ -22,6 +24,7 @@ __all__ = [
     "loss_by_position",
     "probe",
     "rank_pairs",
+    "read_ratings",
     "refuse_beyond_positions",
     "score_pairs",
     "xz_bits",

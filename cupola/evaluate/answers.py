@@ -12,7 +12,7 @@ from typing import cast
 import torch
 
 from cupola.corpus.tokenizer import Tokenizer
-from cupola.data.batch import Answers, Microbatch
+from cupola.data.batch import LEARNT, Answers, Microbatch
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError
@@ -39,7 +39,7 @@ def answer_bits(
     Args:
         module: read in eval mode, left as it was.
         most_tokens: read only the first rows, which hold no more than so many tokens; at least one.
-        chosen_only: of pairs, the chosen answers.
+        chosen_only: of pairs and rated answers, those that are wanted.
         precision: "fp32" or "bf16" (autocast; losses are fp32 either way and summed in fp64).
 
     Raises:
@@ -49,7 +49,7 @@ def answer_bits(
     with reading(module, store, most_tokens, precision, display, title) as rows:
         for microbatch in rows:
             answers = cast(Answers, microbatch.answers)
-            places = answers.places[answers.sequences % 2 == 0] if chosen_only else answers.places
+            places = answers.places[answers.kinds == LEARNT] if chosen_only else answers.places
             scored = microbatch.targets.flatten()[places]
             nats += _nats(module, microbatch, places)
             tokens += len(scored)

@@ -4,10 +4,20 @@ from cupola.objectives.base import LossParts, Objective
 from cupola.objectives.next_token import NextToken
 from cupola.objectives.policy import PolicyGradient
 from cupola.objectives.preference import PreferencePairs
+from cupola.objectives.rated import RatedAnswers
 from cupola.objectives.reward import RewardPairs
 from cupola.recipe.schema import Stage
 
-__all__ = ["LossParts", "NextToken", "Objective", "PolicyGradient", "PreferencePairs", "RewardPairs", "build"]
+__all__ = [
+    "LossParts",
+    "NextToken",
+    "Objective",
+    "PolicyGradient",
+    "PreferencePairs",
+    "RatedAnswers",
+    "RewardPairs",
+    "build",
+]
 
 
 def build(stage: Stage, dry_run: bool = False) -> Objective:
@@ -20,6 +30,8 @@ def build(stage: Stage, dry_run: bool = False) -> Objective:
         return PolicyGradient(stage.policy, dry_run, stage.ppo if stage.objective == "ppo" else None)
     if stage.objective == "dpo":
         return PreferencePairs(stage.preference, own_reference=dry_run)
+    if stage.objective == "kto":
+        return RatedAnswers(stage.kto, own_reference=dry_run)
     if stage.objective == "reward":
         return RewardPairs(stage.reward)
     return NextToken(stage.z_loss.values[0], stage.document_mask)

@@ -1,6 +1,7 @@
 """The questions of a stage that answers them itself: from gathered conversations, what stands before the last
 answer."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +36,24 @@ def read_questions(
     Raises:
         InputError: no question of the training split is left.
     """
-    found, too_long = [], 0
+    found: list[Question] = []
+    left_out: Counter[str] = Counter()
     for document in documents(gathered, split):
         try:
             whole = from_json(document.text)
-        except Unusable:
+            last = max(n for n, message in enumerate(whole.messages) if message.role == "assistant")
+            messages = whole.messages[:last]
+            asked = prompt(template, tokenizer, messages, whole.tools)
+        except Unusable as error:
+            left_out[f"are left out: {error.reason}"] += 1
             continue
-        last = max(n for n, message in enumerate(whole.messages) if message.role == "assistant")
-        messages = whole.messages[:last]
-        ids = np.concatenate([[tokenizer.delimiter], prompt(template, tokenizer, messages, whole.tools)])
+        ids = np.concatenate([[tokenizer.delimiter], asked])
         if len(ids) > longest:
-            too_long += 1
+            left_out[f"have over {longest} tokens and are left out"] += 1
             continue
         found.append(Question(messages, whole.messages[last].content, ids))
-    if too_long and display:
-        display.warn(f"{source}: {too_long:,} questions have over {longest} tokens and are left out")
+    for reason, number in left_out.items():
+        (display or Display()).warn(f"{source}: {number:,} questions {reason}")
     if split == "train" and not found:
         raise InputError(f"corpora.{source}: no question is left to answer; raise sequence_length")
     return Questions(source, found, generator)

@@ -8,9 +8,18 @@ import numpy as np
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.data.store import TokenStore
 from cupola.display import Display
-from cupola.evaluate import BitsPerByte, PairScores, Ranking, answer_bits, rank_pairs, score_pairs
+from cupola.evaluate import (
+    BitsPerByte,
+    PairScores,
+    Ranking,
+    Rating,
+    answer_bits,
+    rank_pairs,
+    read_ratings,
+    score_pairs,
+)
 from cupola.models.stack import LanguageModel
-from cupola.objectives import PreferencePairs
+from cupola.objectives import PreferencePairs, RatedAnswers
 from cupola.parallel.device import Precision
 from cupola.recipe.alignment import Policy
 from cupola.train.answering import Answerer
@@ -160,6 +169,48 @@ class ScoresJudge(Judge):
             f"preference accuracy {facts['accuracy']:.3f} of {facts['pairs']:,} pairs,"
             f" loss {facts['loss']:.3f}, calibration error {facts['calibration_error']:.3f}"
         )
+        return Judgement(bits, metrics, said)
+
+
+class RatedJudge(Judge):
+    """By what held-out answers are worth that are wanted, and others that are not.
+
+    Args:
+        objective: what the stage learns by.
+        reference: a store's log-probabilities under the reference.
+    """
+
+    def __init__(
+        self,
+        objective: RatedAnswers,
+        stores: Mapping[str, TokenStore],
+        reference: Callable[[TokenStore], np.ndarray],
+    ) -> None:
+        super().__init__(stores)
+        self.objective, self.reference = objective, reference
+
+    def judge(self, subject: Subject) -> Judgement:
+        """Read the held-out rows, or the first of them."""
+        bits = self._bits(subject, chosen_only=True)
+        parts = [
+            part
+            for source, store in self.stores.items()
+            for part in read_ratings(
+                subject.module,
+                self.objective,
+                store,
+                self.reference(store),
+                most_tokens=subject.most_tokens,
+                precision=subject.precision,
+                display=subject.display,
+                title=f"held-out answers of {source}",
+            )
+        ]
+        whole = Rating.of(parts, self.objective.settings)
+        if not whole.answers:
+            return Judgement(bits)
+        metrics = {f"preference_{name}": value for name, value in whole.facts().items()}
+        said = f"preference accuracy {whole.accuracy:.3f} of {whole.answers:,} answers, loss {whole.loss:.3f}"
         return Judgement(bits, metrics, said)
 
 

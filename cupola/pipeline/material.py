@@ -20,15 +20,16 @@ from cupola.display import Display
 from cupola.models import build, lora
 from cupola.models.stack import LanguageModel
 from cupola.models.table import SCORE
-from cupola.objectives import Objective, PreferencePairs
+from cupola.objectives import Objective, PreferencePairs, RatedAnswers
 from cupola.objectives.preference import REFERENCE
 from cupola.pipeline.decisions import Decisions
 from cupola.pipeline.folder import StageFolder, final_checkpoint
-from cupola.pipeline.judging import Judge, PairsJudge, RewardJudge, ScoresJudge
+from cupola.pipeline.judging import Judge, PairsJudge, RatedJudge, RewardJudge, ScoresJudge
 from cupola.pipeline.plan import PlannedStage
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.reference import References
 from cupola.recipe.alignment import STAGE
+from cupola.recipe.corpora import CALLED
 from cupola.recipe.schema import Recipe
 from cupola.train.answering import Answerer
 from cupola.train.critic import Critic
@@ -115,31 +116,35 @@ class Rows:
         return module.eval().requires_grad_(False)
 
 
-class Pairs(Rows):
-    """Pairs of answers, and what they were worth to the weights that the stage begins with."""
+class ComparedAnswers(Rows):
+    """Pairs of answers or rated ones, and what they were worth to the weights that the stage begins with."""
 
     references: References | None = None
 
     def refer(self) -> None:
         """Compute that, or find it in the cache."""
-        if not self.stage.preference.needs_reference:
+        if not self.stage.refers_by_answers:
             return
         assert self.planned.parent is not None, "the recipe's checks see to it"
-        path = final_checkpoint(self.planned.parent)
+        path, called = final_checkpoint(self.planned.parent), CALLED[self.stage.reads]
         weights = read_facts(path)["weights_sha256"]
         self.references = References(weights, self.decisions.precision, self.decisions.microbatch_tokens)
         if self.references.missing([*self.stores.values(), *self.heldout.values()]):
             lora.load(self.module, checkpoint.load(path, with_optimizer=False).weights)
-            for stores, what in ((self.stores, "pairs"), (self.heldout, "held-out pairs")):
+            for stores, what in ((self.stores, called), (self.heldout, f"held-out {called}")):
                 for source, store in stores.items():
                     title = f"{what} of {source} under the weights of {self.planned.parent.name}"
                     self.references.make(self.module, store, self.display, title)
         self.figures = {REFERENCE: {name: self.references.load(store) for name, store in self.stores.items()}}
 
     def judge(self, objective: Objective) -> Judge:
-        """By how held-out pairs are ranked."""
+        """By how held-out pairs are ranked, or what rated answers are worth."""
+        find = self.references.load if self.references else None
+        if isinstance(objective, RatedAnswers):
+            assert find is not None, "it always compares"
+            return RatedJudge(objective, self.heldout, find)
         assert isinstance(objective, PreferencePairs)
-        return PairsJudge(objective, self.heldout, self.references.load if self.references else None)
+        return PairsJudge(objective, self.heldout, find)
 
 
 class OwnAnswers(Rows):
@@ -227,5 +232,7 @@ def material_of(
     display: Display,
 ) -> Rows:
     """What a stage learns from."""
-    kind = OwnAnswers if planned.stage.samples else Pairs if planned.stage.objective == "dpo" else Rows
-    return kind(recipe, prepared, decisions, planned, module, display)
+    parts = (recipe, prepared, decisions, planned, module, display)
+    if planned.stage.samples:
+        return OwnAnswers(*parts)
+    return ComparedAnswers(*parts) if planned.stage.objective in ("dpo", "kto") else Rows(*parts)

@@ -218,8 +218,12 @@ def _shaping(stage: Stage) -> dict[str, Any]:
     counts = {
         "parent": False,
         "rope": False,
+        "packing": stage.packing != "stream",
+        "long_documents": stage.long_documents is not None,
+        "supervised": stage.objective == "sft",
         "preference": stage.objective == "dpo",
         "reward": stage.objective == "reward",
+        "kto": stage.objective == "kto",
         "policy": stage.samples,
         "ppo": stage.objective == "ppo",
         "freeze": bool(stage.freeze),

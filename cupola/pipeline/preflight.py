@@ -11,10 +11,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from cupola import objectives, optim
-from cupola.data.batch import Batch, Microbatch
+from cupola.data.batch import LEARNT, MISMATCHED, REJECTED, Batch, Microbatch
 from cupola.data.loader import Reader
 from cupola.data.order import Order
 from cupola.display import Display, size
@@ -186,17 +187,23 @@ def _first_microbatches(
             rows = max(1, min(wanted, decisions.microbatch_tokens) // row)
             generator = torch.Generator().manual_seed(position)
             tokens = torch.randint(1, decisions.vocabulary, (rows, row + 1), generator=generator)
-            found[length] = Microbatch.of_rows(tokens) if stage.reads == "text" else _two_answers(tokens)
+            found[length] = (
+                Microbatch.of_rows(tokens) if stage.reads == "text" else _two_answers(tokens, stage)
+            )
             continue
         reader = Reader(order, prepared.train_stores(stage), decisions.microbatch_tokens, rank=0, ranks=1)
         found[length] = reader.batch(position, boundary).microbatches[0]
     return found
 
 
-def _two_answers(tokens: torch.Tensor) -> Microbatch:
-    """Rows of two sequences each, all of which is learnt, with token 0 before and after each."""
-    tokens[:, [0, tokens.shape[1] // 2, -1]] = 0
-    return Microbatch.of_rows(tokens, delimiter=0, learnt=(tokens != 0).numpy())
+def _two_answers(tokens: torch.Tensor, stage: Stage) -> Microbatch:
+    """Rows of two sequences each, all of which is learnt, with token 0 before and after each; the second
+    one is the rejected one of a pair, or another's of rated answers."""
+    middle = tokens.shape[1] // 2
+    tokens[:, [0, middle, -1]] = 0
+    learnt = (tokens != 0).numpy().astype(np.uint8) * LEARNT
+    learnt[:, middle:] *= MISMATCHED if stage.reads == "rated" else REJECTED
+    return Microbatch.of_rows(tokens, delimiter=0, learnt=learnt)
 
 
 def _timed_pass(

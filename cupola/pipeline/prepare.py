@@ -1,7 +1,8 @@
 """From a recipe's corpora to token stores: gather, train the tokenizer, encode. All of it from the cache
 when nothing has changed.
 
-Text is stored once; conversations and pairs once for each row length that a stage packs them into.
+Text is stored once, and once more for each length that a stage tells its long documents by, and each length
+of rows that it packs it into; records once for each kind of rows (`recipe.rows`).
 """
 
 import itertools
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cupola.chat import conversation, preference
+from cupola.chat import conversation, rated
 from cupola.chat.conversation import Message
 from cupola.chat.template import ChatTemplate, load_template
 from cupola.corpus import documents, gather
 from cupola.corpus.documents import Split
 from cupola.corpus.encoding import encode_source
-from cupola.corpus.records import Writing, encode_records
+from cupola.corpus.items import Writing
+from cupola.corpus.packed_text import by_length, in_rows
+from cupola.corpus.records import encode_records
 from cupola.corpus.separating import separate
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.corpus.tokenizer_training import train_for
@@ -25,6 +28,7 @@ from cupola.display import Display, count
 from cupola.errors import InputError
 from cupola.paths import cache_root
 from cupola.pipeline.asking import read_questions
+from cupola.recipe.rows import Reading
 from cupola.recipe.schema import Recipe, Stage
 from cupola.storage import read_manifest
 from cupola.train.questions import Questions
@@ -38,7 +42,8 @@ class Prepared:
         template: how conversations are written down.
         gathered: source -> folder of clean text.
         stores: source of text -> folder of its two token stores.
-        packed: source of conversations or pairs, and row length -> folder of its two token stores.
+        read: source, and how a stage reads it -> what its data order draws from, by name (the source's, and
+            one for its long documents) -> folder of token stores; of records their two, of text `train`.
         vocabulary: rows of embedding and head.
         facts: for the run's record: what each source took, documents, bytes, tokens, fingerprint.
         generators: source -> the program that makes it, if one does.
@@ -49,7 +54,7 @@ class Prepared:
     vocabulary: int
     gathered: dict[str, Path]
     stores: dict[str, Path]
-    packed: dict[tuple[str, int], Path]
+    read: dict[tuple[str, Reading], dict[str, Path]]
     facts: dict[str, Any]
     generators: Mapping[str, str | None]
 
@@ -75,29 +80,28 @@ class Prepared:
         }
 
     def train_stores(self, stage: Stage) -> dict[str, TokenStore]:
-        """The stores that a stage reads, by source."""
-        return {source: TokenStore(self._folder(stage, source) / "train") for source in stage.sources()}
+        """The stores that a stage reads, by source; of long documents that are read by themselves another."""
+        folders = [self.read[source, stage.reading()] for source in stage.sources()]
+        return {name: TokenStore(path / "train") for each in folders for name, path in each.items()}
 
     def heldout_stores(self, stage: Stage) -> dict[str, TokenStore]:
-        """The held-out conversations or pairs of a stage that learns from some, by source."""
-        packed = [source for source in stage.sources() if source not in self.stores]
-        return {source: TokenStore(self._folder(stage, source) / "heldout") for source in packed}
+        """The held-out rows of a stage that learns from records, by source."""
+        records = [source for source in stage.sources() if source not in self.stores]
+        folders = {source: self.read[source, stage.reading()][source] for source in records}
+        return {source: TokenStore(path / "heldout") for source, path in folders.items()}
 
     def heldout_openings(self, source: str, number: int) -> list[tuple[Message, ...]]:
         """What is said before the first answer in the first held-out conversations of a source, or before
-        either answer of its pairs."""
+        the answers of its pairs and rated answers."""
         lines = [d.text for d in itertools.islice(documents(self.gathered[source], "heldout"), number)]
-        if self.facts[source]["format"] == "preference":
-            return [preference.from_json(line).prompt for line in lines]
+        if self.facts[source]["format"] != "chat":
+            return [rated.from_json(line)[0].prompt for line in lines]
         found = []
         for line in lines:
             messages = conversation.from_json(line).messages
             first = next(i for i, message in enumerate(messages) if message.role == "assistant")
             found.append(messages[:first])
         return found
-
-    def _folder(self, stage: Stage, source: str) -> Path:
-        return self.stores[source] if source in self.stores else self.packed[source, stage.longest_row()]
 
     def heldout_facts(self) -> dict[str, dict[str, str]]:
         """Of each source of text: its folder in the cache, and the SHA-256 of its held-out text."""
@@ -138,16 +142,18 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
     _check_vocabulary(recipe, tokenizer)
     template = load_template(recipe.tokenizer.chat_template)
     stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources if name in texts}
-    stages = recipe.stages.values()
-    wanted_rows = {(name, stage.longest_row()) for stage in stages for name in stage.sources()}
-    packed = {
-        (name, length): encode_records(
-            records[name], Writing(tokenizer, template, formats[name], length), display, name
-        )
-        for name, length in sorted(wanted_rows)
-        if name in records
-    }
-    folders = {**stores, **{name: folder for (name, _), folder in packed.items()}}
+    read: dict[tuple[str, Reading], dict[str, Path]] = {}
+    for stage in recipe.stages.values():
+        for name in stage.sources():
+            if (key := (name, stage.reading())) in read:
+                continue
+            if name in records:
+                assert key[1].rows is not None, "records are packed"
+                writing = Writing(tokenizer, template, key[1].rows)
+                read[key] = {name: encode_records(records[name], writing, display, name)}
+            else:
+                read[key] = _text_stores(name, stores[name], key[1], tokenizer, display)
+    folders = {**{name: each[name] for (name, _), each in read.items()}, **stores}
     facts = {}
     for name in sources:
         store = TokenStore(folders[name] / "train")
@@ -157,4 +163,17 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
             display.say(f"{name}: {count(store.length)} tokens, {each:.2f} bytes per token")
     rows = recipe.rows(tokenizer.size)
     generators = {name: recipe.corpora[name].generate for name in sources}
-    return Prepared(tokenizer, template, rows, {**texts, **records}, stores, packed, facts, generators)
+    return Prepared(tokenizer, template, rows, {**texts, **records}, stores, read, facts, generators)
+
+
+def _text_stores(
+    name: str, folder: Path, reading: Reading, tokenizer: Tokenizer, display: Display
+) -> dict[str, Path]:
+    """What a stage's data order draws from of a source of text."""
+    rows, over, longest = reading
+    parts = {name: folder}
+    if over is not None and longest is not None:
+        parts = by_length(folder, tokenizer, over, longest, display, name)
+    if rows is not None:
+        parts = {part: in_rows(path, tokenizer, rows.length, display, part) for part, path in parts.items()}
+    return parts

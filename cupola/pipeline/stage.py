@@ -46,12 +46,12 @@ def stage_clock(stage: Stage, sources: Sources) -> Clock:
     """The stage's clock; an epoch ends when the first source has been seen once."""
     lengths = {name: source.length for name, source in sources.items()}
     counted = stage.on_clock()
-    return Clock(counted, epoch_tokens(lengths, stage.data, counted.longest_row()))
+    return Clock(counted, epoch_tokens(lengths, stage.mixture(lengths), counted.longest_row()))
 
 
 def stage_order(recipe: Recipe, name: str, stage: Stage, stores: Sources, clock: Clock) -> Order:
     """The stage's data order."""
-    return Order.over(recipe.seed, name, stores, clock, stage.data)
+    return Order.over(recipe.seed, name, stores, clock, stage.mixture(stores))
 
 
 def pause_position(name: str, clock: Clock, asked: Quantity) -> int:

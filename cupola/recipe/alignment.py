@@ -8,16 +8,19 @@ from cupola.recipe.corpora import Format
 from cupola.recipe.kinds import Name
 from cupola.recipe.strict import Strict
 
-Objective = Literal["next_token", "sft", "dpo", "reward", "grpo", "ppo"]
+Objective = Literal["next_token", "sft", "dpo", "kto", "reward", "grpo", "ppo"]
 READS: dict[Objective, Format] = {
     "next_token": "text",
     "sft": "chat",
     "dpo": "preference",
+    "kto": "rated",
     "reward": "preference",
     "grpo": "chat",
     "ppo": "chat",
 }
 """Objective -> what the documents of its sources are."""
+ALSO_READ: dict[Format, Format] = {"rated": "preference"}
+"""Format -> another whose documents are read as of it: a pair is two rated answers."""
 SCORES: frozenset[Objective] = frozenset({"reward", "ppo"})
 """Those whose model has a scalar head."""
 SAMPLES: frozenset[Objective] = frozenset({"grpo", "ppo"})
@@ -55,6 +58,20 @@ class Preference(Strict):
     def needs_reference(self) -> bool:
         """Is the policy compared with the weights that the stage began from?"""
         return self.loss not in ("simpo", "orpo")
+
+
+class Kto(Strict):
+    """How a stage of objective kto learns from answers that are wanted and others that are not (Ethayarajh et
+    al. 2024); settings have the names that they have in TRL."""
+
+    shorthand: ClassVar[str | None] = "beta"
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference."""
+    desirable_weight: float = Field(default=1.0, gt=0)
+    """Of the loss of an answer that is wanted; its ratio to the other weight, times that of the numbers of
+    answers, should lie between 1 and 4/3 (the paper's eq. 8)."""
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    """Of the loss of an answer that is not."""
 
 
 class RewardModel(Strict):

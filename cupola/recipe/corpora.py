@@ -13,8 +13,13 @@ PACKAGES = ("apt", "npm", "pypi")
 """Kinds of source beside which `files` are patterns inside the package."""
 KINDS = ("files", "huggingface", *PACKAGES, "python", "generate")
 """Kinds of source: the keys of a corpus, of which it names one."""
-Format = Literal["text", "chat", "preference"]
-CALLED: dict[Format, str] = {"text": "documents", "chat": "conversations", "preference": "pairs"}
+Format = Literal["text", "chat", "preference", "rated"]
+CALLED: dict[Format, str] = {
+    "text": "documents",
+    "chat": "conversations",
+    "preference": "pairs",
+    "rated": "answers",
+}
 """What the documents of a format are called."""
 Generator = Literal[
     "addition",
@@ -73,9 +78,9 @@ class Corpus(Strict):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of what is generated: another one gives other words and another order."""
     format: Format | None = None
-    """What a document is: `text`; `chat`, a conversation, or `preference`, a prompt with a chosen and a
-    rejected answer, in each record of jsonl, json and parquet files and of Hugging Face datasets. By default
-    text, or what the generator makes."""
+    """What a document is: `text`; `chat`, a conversation, `preference`, a prompt with a chosen and a rejected
+    answer, or `rated`, a prompt with an answer that is wanted or not, in each record of jsonl, json and
+    parquet files and of Hugging Face datasets. By default text, or what the generator makes."""
     exclude: str | list[str] = Field(default=[])
     """Globs of files to leave out."""
     max_bytes: int | None = Field(default=None, ge=1)
@@ -119,6 +124,8 @@ class Corpus(Strict):
         kinds, makes_text = self.read_from(), self.generate in TEXT_GENERATORS
         if self.generate not in READING_GENERATORS and kinds:
             yield kinds[0], f"{self.generate} reads no source; remove it"
+        elif self.format == "rated":
+            yield "format", "no program makes answers with a label; take preference, whose answers kto reads"
         elif self.format and (self.format == "text") != makes_text:
             yield "format", f"{self.generate} makes {'texts' if makes_text else 'conversations'}; remove it"
         if self.words and not makes_text:

@@ -44,11 +44,6 @@ ELSEWHERE = {
 }
 """What other systems call it."""
 
-TO_COME = {
-    ("objective",): ("kto",),
-}
-"""Values that are planned, by the last keys of where they will stand."""
-
 OVERRIDE = "--set "
 """How the location of a value begins that the command line gave."""
 
@@ -124,22 +119,11 @@ def _message(path: tuple[Key, ...], items: list[Any], overridden: bool) -> str:
         return _unknown_key(path, overridden)
     if first["type"] == "missing":
         return f"is missing{_about(path)}"
-    if first["type"] == "literal_error" and (planned := _to_come(first)):
-        return planned
     wanted = [_wanted(item) for item in items]
     if all(wanted):
         return f"{' or '.join(dict.fromkeys(map(str, wanted)))} is expected, not {_short(first['input'])}"
     decisive = next((item for item in items if _wanted(item) is None), first)
     return _single(decisive)
-
-
-def _to_come(item: Any) -> str | None:
-    """What is said of a value that is planned and not built."""
-    for keys, values in TO_COME.items():
-        if item["loc"][-len(keys) :] == keys and item["input"] in values:
-            there = ", ".join(_options(item))
-            return f"{item['input']} is not built yet (this version has {there})"
-    return None
 
 
 def _options(item: Any) -> list[str]:

@@ -6,12 +6,23 @@ A mapping whose class names a `shorthand` may be written as that one value: `opt
 `optimizer: {kind: muon}`, `learning_rate: 3e-4` is `learning_rate: {peak: 3e-4}`.
 """
 
+from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from cupola.recipe.adapting import Lora
-from cupola.recipe.alignment import READS, SAMPLES, SCORES, Objective, Policy, Ppo, Preference, RewardModel
+from cupola.recipe.alignment import (
+    READS,
+    SAMPLES,
+    SCORES,
+    Kto,
+    Objective,
+    Policy,
+    Ppo,
+    Preference,
+    RewardModel,
+)
 from cupola.recipe.corpora import Corpus, Format
 from cupola.recipe.curve import Curve, Piecewise
 from cupola.recipe.kinds import (
@@ -34,6 +45,7 @@ from cupola.recipe.model import Model
 from cupola.recipe.origin import BEGIN, Begin
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.rotary import Rope
+from cupola.recipe.rows import LongDocuments, Packing, Reading, Rows, Supervised, with_long
 from cupola.recipe.strict import Share, Strict, round_up
 
 
@@ -187,8 +199,8 @@ class Stage(Strict):
 
     objective: Objective = "next_token"
     """What is learnt: every next token of text (next_token); of conversations, the assistant's words (sft);
-    of pairs of answers, which one is preferred (dpo), or a reward that says so (reward); from rewards for its
-    own answers to the questions of conversations (grpo, and with a critic ppo)."""
+    of pairs of answers, which one is preferred (dpo), or a reward that says so (reward); of answers, which
+    are wanted (kto); from rewards for its own answers to questions (grpo, and with a critic ppo)."""
     parent: Name | None = None
     """The stage whose weights it begins with; by default the one before. `begin` means the recipe's."""
     data: Mixture
@@ -221,8 +233,17 @@ class Stage(Strict):
     """Train low-rank updates of linear layers, and leave the weights alone; they are merged at the end."""
     document_mask: bool = True
     """Attention never crosses a document."""
+    packing: Packing = "stream"
+    """Of objective next_token. stream: documents end to end, cut into rows. best_fit: rows of whole
+    documents, of which only those longer than a row are cut (Ding et al. 2024)."""
+    long_documents: LongDocuments | None = None
+    """Long documents raised within each source of text: `{over: 4096, share: 0.7}`."""
+    supervised: Supervised = Supervised()
+    """What objective sft learns of conversations."""
     preference: Preference = Preference()
     """The loss of objective dpo."""
+    kto: Kto = Kto()
+    """The loss of objective kto."""
     reward: RewardModel = RewardModel()
     """The loss of objective reward."""
     policy: Policy = Policy()
@@ -265,6 +286,26 @@ class Stage(Strict):
     def reads(self) -> Format:
         """What the documents of its sources are."""
         return READS[self.objective]
+
+    @property
+    def refers_by_answers(self) -> bool:
+        """Does it need to know what its answers were worth to the weights that it began with?"""
+        return self.objective == "kto" or (self.objective == "dpo" and self.preference.needs_reference)
+
+    def reading(self) -> Reading:
+        """How it reads each of its sources."""
+        if self.reads == "text":
+            rows = Rows("text", self.longest_row()) if self.packing == "best_fit" else None
+            if self.long_documents:
+                return Reading(rows, self.long_documents.over, self.longest_row())
+            return Reading(rows)
+        settings = self.supervised if self.objective == "sft" else Supervised()
+        return Reading(Rows(self.reads, self.longest_row(), settings.learn, settings.too_long))
+
+    def mixture(self, stores: Collection[str]) -> Piecewise[dict[str, float]]:
+        """The weights of what is stored, by name: of the sources, and of their long documents where those are
+        stored by themselves."""
+        return with_long(self.data, self.long_documents.share, stores) if self.long_documents else self.data
 
     def longest_row(self) -> int:
         """Tokens of the longest row; of the only one, where it learns from conversations."""

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator
 
 from cupola.errors import InputError
 from cupola.recipe import adapting
-from cupola.recipe.alignment import Policy, Ppo, Preference, RewardModel
+from cupola.recipe.alignment import ALSO_READ, Kto, Policy, Ppo, Preference, RewardModel
 from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.corpora import CALLED, Format
 from cupola.recipe.curve import Curve
 from cupola.recipe.model_checks import rope_problems
 from cupola.recipe.origin import BEGIN
 from cupola.recipe.problem import Problem
+from cupola.recipe.rows import Supervised
 from cupola.recipe.schema import LARGEST_BF16_DECAY, LearningRate, Optimizer, Recipe, Stage
 from cupola.recipe.structure import did_you_mean
 
@@ -36,8 +37,7 @@ def stage_problems(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]
     takes_weights = parent is not None and "weights" in stage.carry
     for key, message in adapting.faults(stage, before):
         yield Problem((*path, key), message)
-    if stage.reads != "text":
-        yield from _packed(path, stage)
+    yield from _rows(path, stage)
     yield from _preference(path, stage, takes_weights)
     if stage.objective != "reward" and stage.reward != RewardModel():
         yield Problem((*path, "reward"), "has no effect without objective reward; remove it")
@@ -69,18 +69,34 @@ def stage_problems(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]
         yield Problem(path, str(error))
 
 
-def _packed(path: tuple[str, ...], stage: Stage) -> Iterator[Problem]:
+def _rows(path: tuple[str, ...], stage: Stage) -> Iterator[Problem]:
+    """What the documents of a stage are packed into, and what of them is learnt."""
+    if stage.objective != "sft" and stage.supervised != Supervised():
+        yield Problem((*path, "supervised"), "has no effect without objective sft; remove it")
+    if stage.objective != "next_token":
+        for key, default in (("packing", "stream"), ("long_documents", None)):
+            if getattr(stage, key) != default:
+                yield Problem((*path, key), "has no effect without objective next_token; remove it")
     assert stage.sequence_length is not None
-    if len(stage.sequence_length.values) > 1:
+    if stage.reading().rows and len(stage.sequence_length.values) > 1:
         yield Problem(
             (*path, "sequence_length"), f"{CALLED[stage.reads]} are packed into rows of one length; give one"
         )
-    if not stage.document_mask:
+    if stage.reads != "text" and not stage.document_mask:
         yield Problem((*path, "document_mask"), "an answer must not see its neighbours; remove it")
 
 
 def _preference(path: tuple[str, ...], stage: Stage, takes_weights: bool) -> Iterator[Problem]:
     settings, loss = stage.preference, stage.preference.loss
+    if stage.objective != "kto" and stage.kto != Kto():
+        yield Problem((*path, "kto"), "has no effect without objective kto; remove it")
+    if stage.refers_by_answers and not takes_weights:
+        which = f"dpo with loss {loss}" if stage.objective == "dpo" else "kto"
+        yield Problem(
+            (*path, "objective"),
+            f"{which} compares with the weights of a stage before it, and there are none; put it after "
+            "another stage, and carry weights",
+        )
     if stage.objective != "dpo":
         if settings != Preference():
             yield Problem((*path, "preference"), "has no effect without objective dpo; remove it")
@@ -91,12 +107,6 @@ def _preference(path: tuple[str, ...], stage: Stage, takes_weights: bool) -> Ite
                 (*path, "preference", key),
                 f"has no effect on loss {loss} (only on {', '.join(losses)}); remove it",
             )
-    if settings.needs_reference and not takes_weights:
-        yield Problem(
-            (*path, "objective"),
-            f"dpo with loss {loss} compares with the weights of a stage before it, and there are none; put it"
-            " after another stage, and carry weights",
-        )
 
 
 def _policy(path: tuple[str, ...], stage: Stage, takes_weights: bool) -> Iterator[Problem]:
@@ -244,8 +254,10 @@ def read_by(
     reader: str, wanted: Format, path: tuple[str, ...], names: Iterable[str], recipe: Recipe
 ) -> Iterator[Problem]:
     """Sources whose documents are not what an objective, or the tokenizer's training, reads."""
+    read = [wanted, ALSO_READ[wanted]] if wanted in ALSO_READ else [wanted]
     for name in names:
-        if name in recipe.corpora and (held := recipe.corpora[name].holds()) != wanted:
+        if name in recipe.corpora and (held := recipe.corpora[name].holds()) not in read:
             yield Problem(
-                (*path, name), f"its documents are {held}, and {reader} reads {wanted}; leave it out"
+                (*path, name),
+                f"its documents are {held}, and {reader} reads {' and '.join(read)}; leave it out",
             )

@@ -199,6 +199,56 @@ def test_what_cannot_be_learnt_is_refused(chat_recipe: Path, tmp_path: Path, cha
     assert not (tmp_path / "run" / "stages").exists()
 
 
+def test_what_is_learnt_belongs_to_the_stage(chat_recipe: Path, trained: Path) -> None:
+    """Another choice trains the stage anew, on as many rows of which other tokens are targets."""
+    recipes = {
+        learn: load(chat_recipe, [f"stages.sft.supervised={learn}"])
+        for learn in ("last_answer", "answers", "all")
+    }
+    stores = {
+        learn: prepare(recipe, Display()).train_stores(recipe.stages["sft"])["counting"]
+        for learn, recipe in recipes.items()
+    }
+    learnt = [int(np.asarray(store.learnt).sum()) for store in stores.values()]
+    assert learnt == sorted(learnt)
+    assert learnt[0] < learnt[1] < learnt[2] < stores["all"].length
+    assert len({store.length for store in stores.values()}) == 1
+    statuses = {
+        learn: [s.status for s in run(recipes[learn], trained, None, Display(), check_first=False).stages]
+        for learn in ("answers", "last_answer")
+    }
+    assert statuses == {"answers": ["unchanged", "unchanged"], "last_answer": ["unchanged", "done"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stages.pretrain.supervised=all", "supervised=all: has no effect without objective sft"),
+        ("stages.sft.supervised.learn=questions", "answers, last_answer, all are possible, not 'questions'"),
+        (
+            "stages.sft.packing=best_fit",
+            "stages.sft.packing=best_fit: has no effect without objective next_token",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(chat_recipe: Path, change: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load(chat_recipe, [change])
+    assert message in str(error.value)
+
+
+def test_a_template_that_marks_no_answer_is_one_line(
+    chat_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
+    arguments = ["run", str(chat_recipe), "--set", f"tokenizer.chat_template={template}"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error:")
+    assert "generation" in last
+
+
 def test_conversations_longer_than_a_row_are_counted(chat_recipe: Path, tmp_path: Path) -> None:
     path = tmp_path / "counting.jsonl"
     long = {
@@ -222,3 +272,7 @@ def test_conversations_longer_than_a_row_are_counted(chat_recipe: Path, tmp_path
     store = prepared.train_stores(load(chat_recipe).stages["sft"])["counting"]
     assert store.source["items"] == 121
     assert int(np.asarray(store.learnt).sum()) > 0
+    prepare(
+        load(chat_recipe, ["corpora.counting.heldout=0", "stages.sft.supervised.too_long=leave_out"]), heard
+    )
+    assert "counting: 2 conversations are longer than a row of 96 tokens and were left out" in heard.warnings
