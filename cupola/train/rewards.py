@@ -10,6 +10,7 @@ where `prompts` are messages with `role` and `content`, and `answers` the corpus
 
 import importlib.util
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,9 +61,10 @@ class Rewards:
     def __init__(self, weights: Mapping[str, float], models: Mapping[str, Reward] | None = None) -> None:
         self.weights = dict(weights)
         self.functions = {name: (models or {}).get(name) or find(name) for name in weights}
+        self.called = _called_shortly(list(weights))
 
     def of(self, answers: Sequence[Given]) -> tuple[list[float], dict[str, list[float]]]:
-        """(the weighted sum of each answer, and every function's own).
+        """(the weighted sum of each answer, and every function's own by its short name).
 
         Raises:
             CupolaError: a function fails, or gives something that is no finite number; says for which answer.
@@ -72,7 +74,14 @@ class Rewards:
             sum(self.weights[name] * values[index] for name, values in parts.items())
             for index in range(len(answers))
         ]
-        return totals, parts
+        return totals, {self.called[name]: values for name, values in parts.items()}
+
+
+def _called_shortly(names: list[str]) -> dict[str, str]:
+    """Functions of files go by their own names in the metrics, unless two have the same."""
+    short = {name: name.rpartition(":")[2] if ".py:" in name else name for name in names}
+    many = Counter(short.values())
+    return {name: own if many[own] == 1 else name for name, own in short.items()}
 
 
 def identity(weights: Mapping[str, float]) -> list[list[Any]]:
