@@ -21,20 +21,25 @@ OURS = "cupola"
 
 
 class Worker:
-    """A contender's process."""
+    """A contender's process.
+
+    Args:
+        spec: what it is told; `worker` names another module than `bench.worker`.
+    """
 
     def __init__(self, name: str, compiled: bool, spec: dict[str, Any]) -> None:
         self.name = f"{name} compiled" if compiled else name
         self.ours = name == OURS
         self.parameters = self.steps = 0
         self.first_seconds = math.nan
+        self.ready: dict[str, Any] = {}
         self.turns: list[dict[str, Any]] = []
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
-                "bench.worker",
+                spec.get("worker", "bench.worker"),
                 json.dumps({**spec, "contender": name, "compiled": compiled}),
             ],
             cwd=ROOT,
@@ -106,7 +111,7 @@ def start(
         worker = Worker(name, compiled, spec)
         answer = worker.answer()
         if "parameters" in answer:
-            worker.parameters = answer["parameters"]
+            worker.ready, worker.parameters = answer, answer["parameters"]
             answer = first = worker.run(1)
         if "seconds" in answer:
             answer = worker.run(1)

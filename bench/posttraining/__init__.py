@@ -1,0 +1,1 @@
+"""Post-training beside TRL: `python -m bench.posttraining`."""
