@@ -14,10 +14,10 @@ PRETRAIN = "stages.pretrain"
 
 @click.command(
     epilog=examples(
-        f"cupola compare quickstart --vary {PRETRAIN}.optimizer=adamw,muon --seeds 3",
+        f"cupola compare quickstart --vary {PRETRAIN}.optimizer=adamw,muon --seeds 3 --until pretrain",
         f"cupola compare quickstart --vary {PRETRAIN}.learning_rate=1e-3,3e-3 --vary model.width=128,256",
-        "cupola compare quickstart --variant 'base: {}' --variant 'wide: {model.width: 384, model.heads: 6}'",
-        "cupola compare recipes/quickstart.yaml recipes/mamba2.yaml --seeds 3 --set stages.midtrain=null",
+        "cupola compare quickstart --variant 'base: {}' --variant 'wide: {model.width: 384}'",
+        "cupola compare recipes/quickstart.yaml recipes/mamba2.yaml --seeds 3 --until pretrain",
         "cupola compare runs/assistant:rl runs/assistant:more --json",
         "cupola compare runs/assistant",
     )

@@ -35,7 +35,7 @@ def test_two_functions_of_one_name_keep_their_files(tmp_path):
     for file in ("one", "two"):
         (tmp_path / f"{file}.py").write_text(FILE)
     _, parts = Rewards(dict.fromkeys(names, 1.0)).of([given("four")])
-    assert parts == dict.fromkeys(names, [4])
+    assert parts == {name: [4] for name in names}
 
 
 def test_what_is_no_number_is_refused_with_the_answer(tmp_path):
