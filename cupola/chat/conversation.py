@@ -11,7 +11,7 @@ beside the answer, a weight of 0) is refused, not dropped.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +100,7 @@ def read(record: Mapping[str, Any]) -> Conversation:
 
 def as_json(conversation: Conversation) -> str:
     """One canonical line of JSON, without newline: equal conversations give equal lines."""
-    record: dict[str, Any] = {"messages": [vars(message) for message in conversation.messages]}
-    if conversation.tools:
-        record["tools"] = list(conversation.tools)
-    return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return line_of({"messages": conversation.messages}, conversation.tools)
 
 
 def from_json(line: str) -> Conversation:
@@ -112,11 +109,27 @@ def from_json(line: str) -> Conversation:
     Raises:
         Unusable: the line is no JSON, or no conversation.
     """
+    return read(record_of(line))
+
+
+def line_of(turns: Mapping[str, Sequence[Message]], tools: Sequence[Any], **others: Any) -> str:
+    """A record of lists of messages, and of tools if there are any, as one canonical line of JSON."""
+    record = {key: [vars(message) for message in messages] for key, messages in turns.items()} | others
+    if tools:
+        record["tools"] = list(tools)
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def record_of(line: str) -> Any:
+    """What a line of JSON holds.
+
+    Raises:
+        Unusable: it is no JSON.
+    """
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except ValueError as error:
         raise Unusable("no JSON", str(error)) from None
-    return read(record)
 
 
 def _read_messages(given: dict[str, Any]) -> list[Message]:

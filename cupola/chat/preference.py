@@ -4,7 +4,6 @@ Guarantees: prompt and either answer together are a `Conversation` by its rules;
 can't be read so is refused with a reason to count; nothing is repaired by guessing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -82,12 +81,8 @@ def read(record: Mapping[str, Any]) -> Preference:
 
 def as_json(pair: Preference) -> str:
     """One canonical line of JSON, without newline: equal pairs give equal lines."""
-    record: dict[str, Any] = {
-        key: [vars(message) for message in getattr(pair, key)] for key in ("prompt", "chosen", "rejected")
-    }
-    if pair.tools:
-        record["tools"] = list(pair.tools)
-    return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    turns = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    return conversation.line_of(turns, pair.tools)
 
 
 def from_json(line: str) -> Preference:
@@ -96,11 +91,7 @@ def from_json(line: str) -> Preference:
     Raises:
         Unusable: the line is no JSON, or no pair.
     """
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise Unusable("no JSON", str(error)) from None
-    return read(record)
+    return read(conversation.record_of(line))
 
 
 def _prompt(given: dict[str, Any]) -> list[Message]:

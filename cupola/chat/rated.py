@@ -4,7 +4,6 @@ Guarantees: prompt and answer together are a `Conversation` by its rules. What c
 with a reason to count; nothing is repaired by guessing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,14 +62,8 @@ def read(record: Mapping[str, Any]) -> Rated:
 
 def as_json(rated: Rated) -> str:
     """One canonical line of JSON, without newline: equal answers give equal lines."""
-    record: dict[str, Any] = {
-        "prompt": [vars(message) for message in rated.prompt],
-        "completion": [vars(message) for message in rated.answer],
-        "label": rated.desirable,
-    }
-    if rated.tools:
-        record["tools"] = list(rated.tools)
-    return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    turns = {"prompt": rated.prompt, "completion": rated.answer}
+    return conversation.line_of(turns, rated.tools, label=rated.desirable)
 
 
 def from_json(line: str) -> tuple[Rated, ...]:
@@ -79,10 +72,7 @@ def from_json(line: str) -> tuple[Rated, ...]:
     Raises:
         Unusable: the line is no JSON, or holds neither.
     """
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise Unusable("no JSON", str(error)) from None
+    record = conversation.record_of(line)
     if not isinstance(record, Mapping) or "chosen" not in record:
         return (read(record),)
     pair = preference.read(record)

@@ -10,21 +10,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cupola.data.batch import Answers, Batch, Microbatch
-from cupola.models.stack import Output
+from cupola.data.batch import Answers, Microbatch
 from cupola.objectives.answer_log_probabilities import answer_log_probabilities
 from cupola.objectives.base import LossParts
+from cupola.objectives.in_twos import InTwos
 from cupola.objectives.packed import sequence_lengths, sequence_sums
 from cupola.objectives.preference_losses import Completions, PairLosses, PairSettings, pair_losses
 from cupola.objectives.reward_losses import pair_metrics
 from cupola.recipe.alignment import Preference
-from cupola.recipe.clock import StepValues
 
 REFERENCE = "reference"
 """The figure of a target (`data.batch.Answers`): its log-probability under the reference."""
 
 
-class PreferencePairs:
+class PreferencePairs(InTwos):
     """The loss of pairs, its mean over them in nats.
 
     Args:
@@ -43,19 +42,6 @@ class PreferencePairs:
             settings.sft_weight,
         )
 
-    def at(self, values: StepValues) -> "PreferencePairs":
-        """The same: no schedule changes it."""
-        return self
-
-    def normaliser(self, batch: Batch) -> int:
-        """Pairs of the whole batch, over all workers."""
-        return max(1, batch.sequences // 2)
-
-    def forward(self, module: nn.Module, microbatch: Microbatch) -> Output:
-        """The hidden states of a microbatch."""
-        output: Output = module(microbatch.tokens, microbatch.documents)
-        return output
-
     def loss(self, module: nn.Module, microbatch: Microbatch) -> LossParts:
         """The sums over the pairs of a microbatch.
 
@@ -68,14 +54,7 @@ class PreferencePairs:
         log_probs = answer_log_probabilities(module, output.hidden, microbatch)
         chosen, rejected = self._sides(answers, log_probs)
         losses = pair_losses(self.pair_settings, chosen, rejected)
-        total, loss = losses.loss.sum(), losses.loss.detach().sum()
-        metrics = _metrics(losses, chosen, rejected)
-        if output.balance is not None:
-            # A sum over tokens: here each pair counts as often as a loss.
-            balance = output.balance * (losses.loss.numel() / microbatch.targets.numel())
-            total = total + balance
-            metrics["balance"] = balance.detach()
-        return LossParts(total, loss, metrics, output.loads)
+        return self.parts(losses.loss, _metrics(losses, chosen, rejected), output, microbatch)
 
     def expected_first_loss(self, vocabulary: int) -> float:
         """Policy and reference agree, and fresh weights find every token as likely as any other."""

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cupola.data.batch import REJECTED, Answers, Batch, Microbatch
+from cupola.data.batch import REJECTED, Answers, Microbatch
 from cupola.models.stack import Output
 from cupola.objectives.answer_log_probabilities import answer_log_probabilities
 from cupola.objectives.base import LossParts
+from cupola.objectives.in_twos import InTwos
 from cupola.objectives.packed import sequence_lengths, sequence_sums
 from cupola.objectives.preference import REFERENCE
 from cupola.objectives.preference_losses import Completions, kto_kl, kto_losses
 from cupola.recipe.alignment import Kto
-from cupola.recipe.clock import StepValues
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class RatedLosses:
         return torch.where(self.desirable, self.reward, -self.reward)
 
 
-class RatedAnswers:
+class RatedAnswers(InTwos):
     """The loss of rated answers, its mean over them.
 
     Args:
@@ -113,19 +113,6 @@ class RatedAnswers:
 
     def __init__(self, settings: Kto, own_reference: bool = False) -> None:
         self.settings, self.own_reference = settings, own_reference
-
-    def at(self, values: StepValues) -> "RatedAnswers":
-        """The same: no schedule changes it."""
-        return self
-
-    def normaliser(self, batch: Batch) -> int:
-        """Answers of the whole batch, over all workers."""
-        return max(1, batch.sequences // 2)
-
-    def forward(self, module: nn.Module, microbatch: Microbatch) -> Output:
-        """The hidden states of a microbatch."""
-        output: Output = module(microbatch.tokens, microbatch.documents)
-        return output
 
     def ratings(self, output: Output, module: nn.Module, microbatch: Microbatch) -> Ratings:
         """What the sequences of a microbatch are worth to the policy and to the reference."""
@@ -142,19 +129,13 @@ class RatedAnswers:
         """
         output = self.forward(module, microbatch)
         found = self.ratings(output, module, microbatch).losses(self.settings)
-        total, loss, number = found.loss.sum(), found.loss.detach().sum(), found.loss.numel()
         metrics = {
             "reward_margin": found.signed().sum(),
             "accuracy": (found.signed() > 0).float().sum(),
             "desirable": found.desirable.float().sum(),
-            "kl": found.kl * number,
+            "kl": found.kl * len(found.loss),
         }
-        if output.balance is not None:
-            # A sum over tokens: here each answer counts as often as a loss.
-            balance = output.balance * (number / microbatch.targets.numel())
-            total = total + balance
-            metrics["balance"] = balance.detach()
-        return LossParts(total, loss, metrics, output.loads)
+        return self.parts(found.loss, metrics, output, microbatch)
 
     def expected_first_loss(self, vocabulary: int) -> float | None:
         """Policy and reference agree: half the weight, which is one where both weights are."""

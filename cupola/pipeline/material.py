@@ -30,7 +30,7 @@ from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.reference import References
 from cupola.recipe.alignment import STAGE
 from cupola.recipe.corpora import CALLED
-from cupola.recipe.schema import Recipe
+from cupola.recipe.schema import Recipe, Stage
 from cupola.train.answering import Answerer
 from cupola.train.critic import Critic
 from cupola.train.questions import Questions
@@ -223,16 +223,8 @@ class OwnAnswers(Rows):
         return RewardJudge(self.answerer, questions, self.rewards, self.stage.policy, self.heldout)
 
 
-def material_of(
-    recipe: Recipe,
-    prepared: Prepared,
-    decisions: Decisions,
-    planned: PlannedStage,
-    module: LanguageModel,
-    display: Display,
-) -> Rows:
+def material_of(stage: Stage) -> type[Rows]:
     """What a stage learns from."""
-    parts = (recipe, prepared, decisions, planned, module, display)
-    if planned.stage.samples:
-        return OwnAnswers(*parts)
-    return ComparedAnswers(*parts) if planned.stage.objective in ("dpo", "kto") else Rows(*parts)
+    if stage.samples:
+        return OwnAnswers
+    return ComparedAnswers if stage.objective in ("dpo", "kto") else Rows
