@@ -192,19 +192,18 @@ def tasks(opened: Any, asked: Asked, display: Display) -> Measured:
 
     recorded = RunFolder(Path(opened.folder)).facts().get("sources", {})
     exams = {name: find_exam(opened.recipe, recorded, name, asked.samples, display) for name in asked.tasks}
-    figures: dict[str, Any] = {}
-    rows: list[list[str]] = []
+    found = {}
     for name, exam in exams.items():
         if len(exam.questions) < asked.samples:
             display.warn(
                 f"{name}: there are {len(exam.questions)} questions, and {asked.samples} are asked for"
             )
-        score = score_task(
+        found[name] = score_task(
             opened.module,
             opened.tokenizer,
             opened.template,
             exam.questions,
-            exam.check,
+            exam.marks,
             attempts=asked.attempts,
             ks=asked.ks,
             seed=asked.seed,
@@ -212,11 +211,24 @@ def tasks(opened: Any, asked: Asked, display: Display) -> Measured:
             display=display,
             title=name,
         )
-        figures[name] = {"source": exam.source, **score.facts()}
-        shares = [score.greedy, *([score.sampled] if score.sampled else []), *score.pass_at.values()]
-        rows.append([name, *map(_share, shares), f"{score.greedy.count:,}", exam.source])
-    sampled = ["temperature 1"] if asked.attempts else []
-    columns = ["", "greedy", *sampled, *(f"pass@{k}" for k in asked.ks), "questions", "from"]
+    figures = {name: {"source": exams[name].source, **score.facts()} for name, score in found.items()}
+    in_parts = any(score.score != score.greedy for score in found.values())
+    rows = []
+    for name, score in found.items():
+        shares = [
+            score.greedy,
+            *([score.score] if in_parts else []),
+            *([score.sampled] if score.sampled else []),
+        ]
+        shown = map(_share, [*shares, *score.pass_at.values()])
+        rows.append([name, *shown, f"{score.greedy.count:,}", exams[name].source])
+    columns = [
+        "",
+        "greedy",
+        *(["mean mark"] if in_parts else []),
+        *(["temperature 1"] if asked.attempts else []),
+    ]
+    columns += [*(f"pass@{k}" for k in asked.ks), "questions", "from"]
     return Measured({"seed": asked.seed, "tasks": figures}, columns, rows, "± one standard error")
 
 

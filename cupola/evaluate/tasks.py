@@ -1,17 +1,19 @@
-"""How many questions a model answers rightly, where a program can tell (`generators.Program.check`).
+"""How many questions a model answers rightly, where a program can tell (`generators.marks_of`).
 
 Answers are written as in `cupola chat`: the run's own chat template, until the model ends its answer. Each
-question is answered once greedily, and by as many samples at temperature 1 as are asked for. A figure is a
-mean over questions; the attempts at one question depend on each other, so its standard error is that of the
-means of the questions.
+question is answered once greedily, and by as many samples at temperature 1 as are asked for. Right is an
+answer with the full mark, 1; the mean mark of greedy answers stands beside. A figure is a mean over
+questions; the attempts at one question depend on each other, so its standard error is that of the means of
+the questions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cupola.chat.conversation import Message
 from cupola.chat.template import ChatTemplate
+from cupola.corpus.generators import Marks
 from cupola.corpus.generators.items import number_below
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display, Task
@@ -27,10 +29,11 @@ SPARE_TOKENS = 8
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and an answer that is right."""
+    """What is asked, an answer that is right, and the id of the document that asks it."""
 
     text: str
     answer: str
+    document: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,23 @@ class TaskScore:
 
     Attributes:
         greedy: the likeliest token each time.
+        score: the mean mark of the greedy answers; of programs that give none between 0 and 1 it is `greedy`.
         sampled: temperature 1; None where no sample was asked for.
         attempts: samples of each question.
         pass_at: k -> the chance that one of k samples is right.
     """
 
     greedy: Share
+    score: Share
     sampled: Share | None
     attempts: int
     pass_at: dict[int, Share]
 
     def facts(self) -> dict[str, Any]:
-        """As `--json` shows it: the greedy figures, and `sampled` and `pass_at` beside them."""
+        """As `--json` shows it: the greedy figures, and `score`, `sampled` and `pass_at` beside them."""
         sampled = {"attempts": self.attempts, **asdict(self.sampled)} if self.sampled else None
         passed = {str(k): asdict(share) for k, share in self.pass_at.items()}
-        return {**asdict(self.greedy), "sampled": sampled, "pass_at": passed}
+        return {**asdict(self.greedy), "score": self.score.accuracy, "sampled": sampled, "pass_at": passed}
 
 
 def score_task(
@@ -61,7 +66,7 @@ def score_task(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     questions: Sequence[Question],
-    check: Callable[[str, str], bool],
+    marks: Marks,
     *,
     attempts: int = 1,
     ks: Sequence[int] = (),
@@ -74,7 +79,7 @@ def score_task(
 
     Args:
         questions: at least one.
-        check: question and answer -> is it right?
+        marks: how an answer is judged.
         attempts: samples of each question, 0 for greedy answers alone.
         ks: the k of pass@k, none above `attempts`.
         seed: of the samples.
@@ -84,25 +89,30 @@ def score_task(
     """
     longest = max(len(tokenizer.encode(question.answer)) for question in questions) + SPARE_TOKENS
 
-    def judged(asked: Sequence[Question], task: Task, **sampling: Any) -> list[bool]:
-        found: list[bool] = []
+    def judged(asked: Sequence[Question], task: Task, **sampling: Any) -> list[float]:
+        found: list[float] = []
         for first in range(0, len(asked), ANSWERS_TOGETHER):
             batch = asked[first : first + ANSWERS_TOGETHER]
             talks = [[Message("user", question.text)] for question in batch]
             # Randomness is keyed by a prompt's number in its batch, so each batch has a seed of its own.
             own = number_below(2**62, seed, "answers", first)
             said = answer(module, tokenizer, template, talks, longest, precision, seed=own, **sampling)
-            found += [check(q.text, done.text) for q, done in zip(batch, said, strict=True)]
+            found += [marks(q.text, done.text, q.document) for q, done in zip(batch, said, strict=True)]
             task.advance(len(batch))
         return found
 
     with (display or Display()).task(title, len(questions) * (1 + attempts), "answers") as task:
         greedy = judged(questions, task, temperature=0)
         sampled = judged([q for q in questions for _ in range(attempts)], task, temperature=1)
-    rights = [sum(sampled[i * attempts : (i + 1) * attempts]) for i in range(len(questions))]
+    rights = [sum(map(_is_right, sampled[i * attempts : (i + 1) * attempts])) for i in range(len(questions))]
     return TaskScore(
+        Share.of([float(_is_right(mark)) for mark in greedy]),
         Share.of(greedy),
         Share.of([right / attempts for right in rights]) if attempts else None,
         attempts,
         {k: Share.of([pass_at(attempts, right, k) for right in rights]) for k in ks},
     )
+
+
+def _is_right(mark: float) -> bool:
+    return mark >= 1

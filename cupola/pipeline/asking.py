@@ -10,6 +10,7 @@ from cupola.chat.conversation import Unusable, from_json
 from cupola.chat.encoding import prompt
 from cupola.chat.template import ChatTemplate
 from cupola.corpus.documents import Split, documents
+from cupola.corpus.generators import Marks
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.display import Display
 from cupola.errors import InputError
@@ -23,14 +24,14 @@ def read_questions(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     longest: int,
-    generator: str | None,
+    marks: Marks | None,
     display: Display | None = None,
 ) -> Questions:
     """The questions of a split.
 
     Args:
         longest: tokens of a question, with the delimiter before it; longer ones are left out, and counted.
-        generator: the program that made the conversations, if one did.
+        marks: how answers are judged, where a program can tell.
         display: told what is left out.
 
     Raises:
@@ -51,9 +52,9 @@ def read_questions(
         if len(ids) > longest:
             left_out[f"have over {longest} tokens and are left out"] += 1
             continue
-        found.append(Question(messages, whole.messages[last].content, ids))
+        found.append(Question(messages, whole.messages[last].content, ids, document.id))
     for reason, number in left_out.items():
         (display or Display()).warn(f"{source}: {number:,} questions {reason}")
     if split == "train" and not found:
         raise InputError(f"corpora.{source}: no question is left to answer; raise sequence_length")
-    return Questions(source, found, generator)
+    return Questions(source, found, marks)

@@ -17,6 +17,7 @@ from cupola.chat.template import ChatTemplate, load_template
 from cupola.corpus import documents, gather
 from cupola.corpus.documents import Split
 from cupola.corpus.encoding import encode_source
+from cupola.corpus.generators import Marks, marks_of
 from cupola.corpus.items import Writing
 from cupola.corpus.packed_text import by_length, in_rows
 from cupola.corpus.records import encode_records
@@ -46,7 +47,7 @@ class Prepared:
             one for its long documents) -> folder of token stores; of records their two, of text `train`.
         vocabulary: rows of embedding and head.
         facts: for the run's record: what each source took, documents, bytes, tokens, fingerprint.
-        generators: source -> the program that makes it, if one does.
+        marks: source -> how answers to its questions are judged, where a program can tell.
     """
 
     tokenizer: Tokenizer
@@ -56,7 +57,7 @@ class Prepared:
     stores: dict[str, Path]
     read: dict[tuple[str, Reading], dict[str, Path]]
     facts: dict[str, Any]
-    generators: Mapping[str, str | None]
+    marks: Mapping[str, Marks | None]
 
     def train_sources(self, stage: Stage) -> Mapping[str, TokenStore | Questions]:
         """What a stage's data order draws from, by source: stores, or the questions that it answers."""
@@ -73,7 +74,7 @@ class Prepared:
                 self.tokenizer,
                 self.template,
                 longest,
-                self.generators[source],
+                self.marks[source],
                 display,
             )
             for source in stage.sources()
@@ -162,8 +163,9 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
             each = store.bytes / store.length
             display.say(f"{name}: {count(store.length)} tokens, {each:.2f} bytes per token")
     rows = recipe.rows(tokenizer.size)
-    generators = {name: recipe.corpora[name].generate for name in sources}
-    return Prepared(tokenizer, template, rows, {**texts, **records}, stores, read, facts, generators)
+    taken = {name: not item.facts["taken"]["fallback"] for name, item in gathered.items()}
+    marks = {name: marks_of(recipe.corpora[name]) if taken[name] else None for name in sources}
+    return Prepared(tokenizer, template, rows, {**texts, **records}, stores, read, facts, marks)
 
 
 def _text_stores(

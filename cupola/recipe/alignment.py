@@ -29,6 +29,8 @@ SAMPLES: frozenset[Objective] = frozenset({"grpo", "ppo"})
 
 STAGE = "stage:"
 """How the name of a reward begins that a reward model gives."""
+FORMAT, LENGTH = "format:", "length:"
+"""The same of one that asks for a form, a regular expression, or for brevity, a number of tokens."""
 
 
 class Preference(Strict):
@@ -103,8 +105,9 @@ class Policy(Strict):
     """Of sampling, and of the probabilities that are learnt."""
     rewards: dict[str, float] = Field(default={"check": 1.0}, min_length=1)
     """Rewards and weights: `check` (is the answer right, as its generator says, or the same as the corpus's),
-    `finished` (it ended by itself), `random` (a control), `stage:NAME` (what the reward model of an earlier
-    stage finds), or `path/to/file.py:function`."""
+    `finished` (it ended by itself), `format:REGEX` (the whole answer matches), `length:200` (from 1 down to 0
+    at so many tokens), `random` (a control), `stage:NAME` (what the reward model of an earlier stage finds),
+    or `path/to/file.py:function`."""
     advantages: Literal["group", "batch", "none", "leave_one_out"] = "group"
     """The reward over the mean of its group, divided by the deviation of group, batch or none (Dr. GRPO), or
     over the mean of the others (RLOO, Ahmadian et al. 2024)."""

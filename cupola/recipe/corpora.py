@@ -1,7 +1,7 @@
 """The recipe's `corpora:`, where text and conversations come from, one block for each source."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
@@ -30,7 +30,10 @@ Generator = Literal[
     "country_questions",
     "definitions",
     "retrieval",
+    "reasoning_gym",
 ]
+GYM = "reasoning_gym"
+"""The one whose items are a task's of the package of that name."""
 READING_GENERATORS = ("country_questions", "definitions")
 """Those that ask what a package or file says; the others make up what they ask."""
 TEXT_GENERATORS = ("retrieval",)
@@ -66,8 +69,12 @@ class Corpus(Strict):
     """What the installed Python carries: always there, offline."""
     generate: Generator | None = None
     """A program that makes conversations, or with `format: preference` pairs of a right and a wrong answer
-    (sums, lists of words, or questions about what the source beside it holds), or texts that hide something
-    and ask for it (`retrieval`)."""
+    (sums, lists of words, questions about what the source beside it holds, a `task` of `reasoning_gym`), or
+    texts that hide something and ask for it (`retrieval`)."""
+    task: str | None = Field(default=None, min_length=1)
+    """Which task of `reasoning_gym` (extra `reasoning-gym`), such as `chain_sum`."""
+    settings: dict[str, Any] | None = None
+    """The task's own settings that are not as by default, by the names that they have in `reasoning_gym`."""
     items: int | None = Field(default=None, ge=1)
     """At most so many generated conversations or texts; by default all that there are, or 10,000 where there
     are many more."""
@@ -117,7 +124,7 @@ class Corpus(Strict):
     def generation_faults(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong) of what does not go with `generate`, or without it."""
         if self.generate is None:
-            for key in ("items", "seed", "words"):
+            for key in ("task", "settings", "items", "seed", "words"):
                 if getattr(self, key):
                     yield key, "has no effect without generate; remove it"
             return
@@ -128,6 +135,12 @@ class Corpus(Strict):
             yield "format", "no program makes answers with a label; take preference, whose answers kto reads"
         elif self.format and (self.format == "text") != makes_text:
             yield "format", f"{self.generate} makes {'texts' if makes_text else 'conversations'}; remove it"
+        if self.generate == GYM and self.task is None:
+            yield "task", f"names no task of {GYM}; give one, such as chain_sum"
+        elif self.generate != GYM:
+            for key in ("task", "settings"):
+                if getattr(self, key):
+                    yield key, f"{self.generate} has no {key}; remove it"
         if self.words and not makes_text:
             yield "words", f"{self.generate} makes no texts, whose length this is; remove it"
         elif self.words and self.words[0] > self.words[1]:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from cupola.errors import InputError
 from cupola.paths import runs_root
+from cupola.recipe.alignment import FORMAT, LENGTH, STAGE
 from cupola.recipe.checks import problems
 from cupola.recipe.corpora import PACKAGES
 from cupola.recipe.defaults import fill_stages
@@ -234,7 +235,7 @@ def _resolve_paths(tree: Node) -> Node:
 def _reward_path(name: str, node: Node, key: tuple[str, ...]) -> str:
     """The name of a reward; of one that is a function in a file, with the file's whole path."""
     file, colon, function = name.rpartition(":")
-    if not file.endswith(".py"):
+    if name.startswith((FORMAT, LENGTH, STAGE)) or not file.endswith(".py"):
         return name
     return f"{_path(Node(file, node.where, node.folder), key).value}{colon}{function}"
 

@@ -10,6 +10,7 @@ where `prompts` are messages with `role` and `content`, and `answers` the corpus
 
 import importlib.util
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from cupola.errors import CupolaError, InputError
 from cupola.generate.sampling import uniform
-from cupola.recipe.alignment import STAGE
+from cupola.recipe.alignment import FORMAT, LENGTH, STAGE
 from cupola.recipe.variables import unescaped
 from cupola.storage import file_sha256
 from cupola.train.questions import Question, Questions
@@ -51,7 +52,8 @@ class Rewards:
     """The rewards of a stage.
 
     Args:
-        weights: name -> weight; a name is one of `BUILT_IN`, `path/to/file.py:function`, or of `models`.
+        weights: name -> weight; a name is one of `BUILT_IN`, `format:REGEX`, `length:TOKENS`,
+            `path/to/file.py:function`, or of `models`.
         models: reward models, by the names that they have among the rewards (`train.scoring`).
 
     Raises:
@@ -99,6 +101,8 @@ def _identity(name: str, weight: float) -> list[Any]:
     if name in BUILT_IN or name.startswith(STAGE):
         return [name, weight]
     find(name)
+    if name.startswith((FORMAT, LENGTH)):
+        return [name, weight]
     return [name.rpartition(":")[2], weight, file_sha256(_file(name))]
 
 
@@ -110,10 +114,13 @@ def find(name: str) -> Reward:
     """
     if name in BUILT_IN:
         return _BUILT_IN[name]
+    for kind, make in _WITH_ARGUMENT.items():
+        if name.startswith(kind):
+            return make(name.removeprefix(kind))
     path, _, function = name.rpartition(":")
     if not path.endswith(".py"):
-        known = ", ".join(BUILT_IN)
-        raise InputError(f"rewards: {name!r} is none of {known}, nor {STAGE}NAME or path/to/file.py:function")
+        known = ", ".join((*BUILT_IN, f"{FORMAT}REGEX", f"{LENGTH}TOKENS", f"{STAGE}NAME"))
+        raise InputError(f"rewards: {name!r} is none of {known}, nor path/to/file.py:function")
     file = _file(name)
     if not file.is_file():
         raise InputError(f"rewards: {file}: no such file")
@@ -167,7 +174,7 @@ def _number(name: str, value: Any, answer: Given) -> float:
 
 
 def _check(answers: Sequence[Given]) -> list[float]:
-    return [float(answer.source.is_right(answer.question, answer.text)) for answer in answers]
+    return [answer.source.score(answer.question, answer.text) for answer in answers]
 
 
 def _finished(answers: Sequence[Given]) -> list[float]:
@@ -179,4 +186,21 @@ def _random(answers: Sequence[Given]) -> list[float]:
     return [float(uniform(answer.place[0], answer.place[1], 0) < 0.5) for answer in answers]
 
 
+def _format(expression: str) -> Reward:
+    """1 where the whole answer matches, blanks at its ends aside; a dot is any character, newlines too."""
+    try:
+        form = re.compile(expression, re.DOTALL)
+    except re.error as error:
+        raise InputError(f"rewards: {FORMAT}{expression} is no regular expression ({error})") from None
+    return lambda answers: [float(form.fullmatch(answer.text.strip()) is not None) for answer in answers]
+
+
+def _length(number: str) -> Reward:
+    """1 for an answer of no tokens, falling evenly to 0 at a number of them."""
+    if not (number.isascii() and number.isdigit() and int(number)):
+        raise InputError(f"rewards: {LENGTH}{number} names no number of tokens; write {LENGTH}200")
+    return lambda answers: [max(0.0, 1 - len(answer.tokens) / int(number)) for answer in answers]
+
+
+_WITH_ARGUMENT: dict[str, Callable[[str], Reward]] = {FORMAT: _format, LENGTH: _length}
 _BUILT_IN: dict[str, Reward] = {"check": _check, "finished": _finished, "random": _random}

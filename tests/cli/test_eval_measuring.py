@@ -138,6 +138,7 @@ def test_tasks(opened, capsys, monkeypatch):
     assert result["tasks"]["addition"] == {
         "source": "addition, seed 0",
         **nothing,
+        "score": 0.0,
         "sampled": {"attempts": 2, **nothing},
         "pass_at": {"2": nothing},
     }

@@ -11,7 +11,7 @@ import pytest
 from cupola.corpus.generators import PROGRAMS, TEXT_PROGRAMS, Items
 from cupola.corpus.generators.items import whole_sentences
 from cupola.errors import InputError
-from cupola.recipe.corpora import READING_GENERATORS, TEXT_GENERATORS, Generator
+from cupola.recipe.corpora import GYM, READING_GENERATORS, TEXT_GENERATORS, Generator
 
 
 def country(name: str, **more: object) -> dict[str, object]:
@@ -80,7 +80,7 @@ def items(name: str, seed: int = 0) -> Items:
 
 
 def test_the_recipe_knows_the_programs() -> None:
-    assert set(get_args(Generator)) == set(PROGRAMS) | set(TEXT_PROGRAMS)
+    assert set(get_args(Generator)) == set(PROGRAMS) | set(TEXT_PROGRAMS) | {GYM}
     assert set(TEXT_GENERATORS) == set(TEXT_PROGRAMS)
     assert {name for name, program in PROGRAMS.items() if program.reads} == set(READING_GENERATORS)
     assert all((program.reads is None) == (program.facts is None) for program in PROGRAMS.values())

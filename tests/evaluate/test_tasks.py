@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from cupola.corpus.generators import PROGRAMS
+from cupola.corpus.generators import PROGRAMS, marks_of
 from cupola.evaluate import tasks
 from cupola.evaluate.shares import Share, pass_at, standard_error
 from cupola.evaluate.tasks import Question, score_task
+from cupola.recipe.corpora import Corpus
 from tests.evaluate.stubs import ByteTokenizer
 
 ITEMS = PROGRAMS["addition"].items(3, [])
 QUESTIONS = [Question(*ITEMS.make(number)) for number in range(150)]
-CHECK = PROGRAMS["addition"].check
+MARKS = marks_of(Corpus(generate="addition"))
 SOLVED = {question.text: question.answer for question in QUESTIONS}
 
 
@@ -40,7 +41,7 @@ def model(monkeypatch):
 
 
 def score(**options):
-    return score_task(None, ByteTokenizer(), None, QUESTIONS, CHECK, **options)
+    return score_task(None, ByteTokenizer(), None, QUESTIONS, MARKS, **options)
 
 
 def test_who_knows_the_answers_scores_one(model):

@@ -141,6 +141,25 @@ def test_questions_come_in_the_stages_order_and_each_once_an_epoch(recipe_path: 
     assert all(question.messages[-1].role == "user" for question in questions)
 
 
+@pytest.mark.oracle
+def test_the_reward_of_a_task_is_its_scorers(recipe_path: Path) -> None:
+    package = pytest.importorskip("reasoning_gym")
+    recipe = yaml.safe_load(recipe_path.read_text())
+    task = {"task": "chain_sum", "settings": {"max_terms": 2, "max_digits": 1, "min_digits": 1}}
+    recipe["corpora"]["counting"] = {"generate": "reasoning_gym", "items": 40, "heldout": 0.2, **task}
+    for name in ("sft", "rl"):
+        recipe["stages"][name]["sequence_length"] = 192
+    recipe_path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    questions = Round(recipe_path, 'stages.rl.policy.rewards={check: 1, "length:24": 1}').questions[
+        "counting"
+    ]
+    scorer = package.get_score_answer_fn("chain_sum")
+    assert len(questions.questions) > 20
+    for question in questions.questions:
+        for text in (question.answer, f"= {question.answer}", f"about {question.answer}", "none"):
+            assert questions.score(question, text) == scorer(text, {"answer": question.answer})
+
+
 def test_reward_rises(trained: Path) -> None:
     rows = rows_of(RunFolder(trained).stage(3, "rl").metrics)
     first, last = (np.mean([row["reward"] for row in part]) for part in (rows[:4], rows[-4:]))
@@ -241,7 +260,10 @@ def test_unknown_rewards_are_refused_before_anything_runs(
 ) -> None:
     change = "stages.rl.policy.rewards={chek: 1}"
     assert main(["run", str(recipe_path), "--out", str(trained), "--set", change]) != 0
-    assert "'chek' is none of check, finished, random, nor stage:NAME" in capsys.readouterr().err
+    assert (
+        "'chek' is none of check, finished, random, format:REGEX, length:TOKENS, stage:NAME, nor"
+        in capsys.readouterr().err
+    )
 
 
 def test_json_of_the_command_has_the_reward(

@@ -1,5 +1,6 @@
 """Where a task's questions come from: held out of the run's own corpus, or asked by a seed that none has."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from cupola.chat.conversation import from_json
 from cupola.corpus import documents, gather
 from cupola.errors import InputError
 from cupola.pipeline.questions import find_exam
+from cupola.recipe.corpora import Corpus
 from cupola.recipe.loading import load
 from cupola.recipe.schema import Recipe
 from tests.displays import Heard
@@ -42,7 +44,9 @@ def test_a_corpus_or_its_program_ask_what_was_held_out(recipe: Recipe, task: str
     assert set(asked) == said["heldout"]
     assert not set(asked) & said["train"]
     assert 20 < len(asked) < 60
-    assert all(exam.check(question.text, question.answer) for question in exam.questions)
+    assert all(
+        exam.marks(question.text, question.answer, question.document) == 1 for question in exam.questions
+    )
     assert exam.source == "held-out questions of sums"
     assert [q.text for q in find_exam(recipe, {}, task, 5, heard).questions] == asked[:5]
     assert heard.warnings == []
@@ -54,7 +58,7 @@ def test_a_corpus_comes_before_a_program_of_its_name(recipe: Recipe) -> None:
     question = exam.questions[0]
     words = question.text.rpartition(": ")[2].split(", ")
     assert question.answer == ", ".join(reversed(words))
-    assert exam.check(question.text, question.answer)
+    assert exam.marks(question.text, question.answer, question.document) == 1
 
 
 def test_a_program_that_made_no_corpus_asks_by_a_seed_of_its_own(recipe: Recipe) -> None:
@@ -69,6 +73,44 @@ def test_a_program_that_made_no_corpus_asks_by_a_seed_of_its_own(recipe: Recipe)
     assert find_exam(recipe.model_copy(update={"corpora": taken}), {}, "addition", 1, Heard()).source == (
         "addition, seed 2"
     )
+
+
+def test_a_task_of_the_package_asks_by_itself_or_by_its_corpus(recipe: Recipe) -> None:
+    pytest.importorskip("reasoning_gym")
+    exam = find_exam(recipe, {}, "reasoning_gym:chain_sum", 12, Heard())
+    assert exam.source == "reasoning_gym:chain_sum, seed 2"
+    assert len({question.text for question in exam.questions}) == 12
+    block = {"generate": "reasoning_gym", "task": "chain_sum", "items": 60, "heldout": 0.2, "seed": 2}
+    block["settings"] = {"min_terms": 3, "max_terms": 3}
+    chains = {**recipe.corpora, "chains": Corpus.model_validate(block)}
+    with_corpus = recipe.model_copy(update={"corpora": chains})
+    for task in ("chains", "reasoning_gym:chain_sum"):
+        exam = find_exam(with_corpus, {}, task, 5, Heard())
+        assert exam.source == "held-out questions of chains"
+        assert len(exam.questions) == 5
+        for question in exam.questions:
+            said = (question.answer, "no", f"It is {question.answer}.")
+            right, wrong, nearly = (exam.marks(question.text, text, question.document) for text in said)
+            assert right == 1
+            assert wrong == 0
+            assert 0 < nearly < 1
+    with pytest.raises(InputError, match="did you mean chain_sum"):
+        find_exam(recipe, {}, "reasoning_gym:chain_sums", 5, Heard())
+    with pytest.raises(InputError, match=r"no program that can check answers \(.*reasoning_gym:TASK\)"):
+        find_exam(recipe, {}, "reasoning_gym", 5, Heard())
+
+
+def test_what_a_fallback_gave_cannot_be_checked(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(talk) + "\n")
+    fallback = Corpus.model_validate({"files": str(tmp_path / "own.jsonl"), "format": "chat"})
+    block = {"generate": "reasoning_gym", "task": "chain_sum", "fallback": fallback}
+    without = recipe.model_copy(update={"corpora": {"chains": Corpus.model_validate(block)}})
+    monkeypatch.setattr("cupola.corpus.generators.gym.PACKAGE", "no-such-gym")
+    with pytest.raises(InputError, match="taken from a fallback"):
+        find_exam(without, {}, "chains", 5, Heard())
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,12 @@ def test_what_does_not_fit_together(overrides, line):
         (["stages.pretrain.optimizer={kind: adamw, weight_decay: 1e308}"], "and below 1e+06 is expected"),
         (["corpora.sums={generate: addition}", "stages.pretrain.objective=sft", "stages.pretrain.data=sums"], "tokenizer.train_on: is missing: stage pretrain reads no text"),
         (["corpora.sums={generate: adition}"], "not 'adition'; did you mean addition?"),
+        (["corpora.gym={generate: reasoning_gym}"], "corpora.gym.task: names no task of reasoning_gym; give one, such as chain_sum"),
+        (["corpora.gym={generate: reasoning_gym, task: lcm, npm: x}"], "corpora.gym.npm: reasoning_gym reads no source; remove it"),
+        (["corpora.gym={generate: reasoning_gym, task: lcm, settings: 5}"], "corpora.gym.settings"),
+        (["corpora.sums={generate: addition, task: lcm}"], "corpora.sums.task: addition has no task; remove it"),
+        (["corpora.sums={generate: addition, settings: {a: 1}}"], "corpora.sums.settings: addition has no settings; remove it"),
+        (["corpora.mine.task=lcm"], ": has no effect without generate; remove it"),
         (["corpora.sums={generate: addition, npm: x}"], "corpora.sums.npm: addition reads no source; remove it"),
         (["corpora.sums={generate: definitions, npm: x, pypi: y}"], ": names npm and pypi; a corpus has one source"),
         (["corpora.sums={generate: addition, format: text}"], "corpora.sums.format: addition makes conversations; remove it"),
@@ -126,6 +132,9 @@ def test_conversations_where_they_do_not_fit(overrides, message):
 @pytest.mark.parametrize(
     "overrides",
     [
+        [
+            "corpora.gym={generate: reasoning_gym, task: lcm, settings: {max_numbers: 3, a: [1, {b: null}]}, seed: 3}"
+        ],
         ["corpora.sums={generate: addition, items: 5, seed: 3, fallback: {files: a.jsonl, format: chat}}"],
         [
             "corpora.find={generate: retrieval, words: [100, 30000], format: text}",

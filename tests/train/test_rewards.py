@@ -1,12 +1,76 @@
-"""Rewards by name: weights, and what they are called in the metrics."""
+"""Rewards by name: weights, what they are called in the metrics, and those with an argument in their name, a
+form and brevity; the form beside TRL's own function."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cupola.chat.conversation import Message
-from cupola.errors import CupolaError
+from cupola.errors import CupolaError, InputError
 from cupola.train.questions import Question, Questions
-from cupola.train.rewards import Given, Rewards
+from cupola.train.rewards import Given, Rewards, find, identity
+
+THINK = r"format:<think>(?!.*<think>).*?</think>.*"
+SAID = [
+    "<think>2 and 2</think>4",
+    "<think>\n2 and 2\n</think>\n4\n",
+    "<think>2 and 2</think>",
+    "<think>2 <think>and</think> 2</think>4",
+    "4 <think>2 and 2</think>",
+    "<think>2 and 2",
+    "4",
+    "",
+]
+
+
+def said(*texts: str, tokens: int = 1) -> list[SimpleNamespace]:
+    return [SimpleNamespace(text=text, tokens=[0] * tokens) for text in texts]
+
+
+@pytest.mark.oracle
+def test_format_is_trls() -> None:
+    trl = pytest.importorskip("trl.rewards")
+    expected = trl.think_format_reward([[{"content": text}] for text in SAID])
+    assert set(expected) == {0.0, 1.0}
+    assert find(THINK)(said(*SAID)) == expected  # type: ignore[arg-type]
+
+
+def test_format_is_of_the_whole_answer() -> None:
+    form = find(r"format:\d+")
+    assert form(said("42", " 42\n", "42.", "it is 42", "")) == [1, 1, 0, 0, 0]  # type: ignore[arg-type]
+
+
+def test_length_falls_evenly() -> None:
+    brief = find("length:200")
+    assert [brief(said("x", tokens=n))[0] for n in (0, 50, 100, 200, 500)] == [1, 0.75, 0.5, 0, 0]  # type: ignore[arg-type]
+
+
+def test_they_add_up_with_others_and_are_known_by_their_names() -> None:
+    weights = {THINK: 0.2, "length:10": 1.0}
+    totals, parts = Rewards(weights).of(said(SAID[0], "4", tokens=5))  # type: ignore[arg-type]
+    assert totals == pytest.approx([0.7, 0.5])
+    assert set(parts) == set(weights)
+    assert identity(weights) == [[THINK, 0.2], ["length:10", 1.0]]
+    assert identity({"length:10": 1.0}) != identity({"length:20": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("format:(", "rewards: format:( is no regular expression (missing ), unterminated subpattern"),
+        ("length:0", "rewards: length:0 names no number of tokens; write length:200"),
+        ("length:-3", "rewards: length:-3 names no number of tokens"),
+        ("length:short", "rewards: length:short names no number of tokens"),
+        ("length", "rewards: 'length' is none of check, finished, random, format:REGEX, length:TOKENS, "),
+    ],
+)
+def test_what_is_no_reward(name: str, line: str) -> None:
+    for use in (find, lambda name: identity({name: 1.0})):
+        with pytest.raises(InputError) as caught:
+            use(name)
+        assert str(caught.value).startswith(line)
+
 
 FILE = """
 def long(prompts, completions, answers):

@@ -6,18 +6,24 @@ number alone. What it asks is asked once and in one wording, so that what is hel
 training text in other words. Where an answer can be right or wrong whoever gives it, the program has a
 `check` as well, which needs nothing but the question. Of a pair of answers (`format: preference`) the chosen
 one is the program's, and the rejected one its `mistake`, or, where it makes none, what it answers to another
-question.
+question. The tasks of `reasoning_gym` are programs as well, of which the recipe names one (`program_of`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from cupola.corpus.generators import addition, country_questions, definitions, retrieval, word_lists
+from cupola.corpus.generators import addition, country_questions, definitions, gym, retrieval, word_lists
 from cupola.corpus.generators.items import Facts, Items, Turns
-from cupola.recipe.corpora import Corpus
+from cupola.recipe.corpora import GYM, Corpus
 
-__all__ = ["PROGRAMS", "TEXT_PROGRAMS", "VERSION", "Facts", "Items", "Program", "Turns"]
+__all__ = [
+    *("PROGRAMS", "TEXT_PROGRAMS", "VERSION", "Facts", "Items", "Marks", "Program", "Turns"),
+    *("document_id", "marks_of", "program_of"),
+]
+
+Marks = Callable[[str, str, str], float]
+"""Question, answer, and the id of the document that asks it -> how right it is, 0 to 1; 1 is right."""
 
 VERSION = 1
 """Raised whenever a program makes something else of the same seed and facts: part of the text's address."""
@@ -33,6 +39,9 @@ class Program:
         mistake: question and right answer -> one that is nearly right.
         reads: the format (`corpus.formats`) of the files that its facts are in; None: it needs none.
         facts: where they are taken from, unless the recipe names another source beside `generate`.
+        score: seed, number of the item, its question, and an answer -> 0 to 1: what a program has in place of
+            `check` that must know the item.
+        requires: the package, of an extra of its name, that makes the items.
     """
 
     items: Callable[[int, Sequence[Facts]], Items[Turns]]
@@ -40,6 +49,8 @@ class Program:
     mistake: Callable[[str, str], str] | None = None
     reads: str | None = None
     facts: Corpus | None = None
+    score: Callable[[int, int, str, str], float] | None = None
+    requires: str | None = None
 
 
 PROGRAMS: dict[str, Program] = {
@@ -61,3 +72,27 @@ PROGRAMS: dict[str, Program] = {
 TEXT_PROGRAMS: dict[str, Callable[[int, tuple[int, int]], Items[str]]] = {"retrieval": retrieval.documents}
 """Seed, and the least and most words of a text -> what it can make; names as above
 (`recipe.corpora.TEXT_GENERATORS`)."""
+
+
+def program_of(corpus: Corpus) -> Program | None:
+    """The program that makes a corpus of conversations; None: none does."""
+    if corpus.generate == GYM:
+        assert corpus.task is not None, "held by recipe.checks"
+        task = gym.Gym(corpus.task, corpus.settings or {})
+        return Program(task.items, score=task.score, requires=gym.PACKAGE)
+    return PROGRAMS.get(corpus.generate) if corpus.generate else None
+
+
+def marks_of(corpus: Corpus) -> Marks | None:
+    """How answers to a corpus's questions are judged; None: no program made it, or none that can tell."""
+    program = program_of(corpus)
+    if program and (score := program.score):
+        return lambda question, answer, id: score(corpus.seed, int(id.rpartition(":")[2]), question, answer)
+    if program and (check := program.check):
+        return lambda question, answer, id: float(check(question, answer))
+    return None
+
+
+def document_id(name: str, number: int) -> str:
+    """Of what a program made, by which `marks_of` finds the item again."""
+    return f"generate:{name}:{number}"

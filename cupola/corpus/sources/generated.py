@@ -1,5 +1,5 @@
 """`generate:` conversations, pairs of answers, or texts that a program makes, from its seed alone or from
-what another source holds.
+what another source holds; or a package that makes them, whose version is part of the text's address.
 
 The files that a program reads come by the ordinary keys beside `generate` (`npm: ..., files: ...`), or from
 the program's own package where the recipe names none. Only their text is taken, as it stands; what the
@@ -7,15 +7,17 @@ program can't read is skipped and counted. Items are made one after the other, i
 by the process that gathers: 6,000 to 20,000 conversations, or some 250,000 words of text, a second.
 """
 
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cupola.corpus.cleaning import decode
-from cupola.corpus.generators import PROGRAMS, TEXT_PROGRAMS, Facts, Items, Turns
+from cupola.corpus.generators import TEXT_PROGRAMS, Facts, Items, Turns, document_id, program_of
+from cupola.corpus.generators.gym import MISSING
 from cupola.corpus.generators.items import number_below
 from cupola.corpus.reading import Entry, Portion, Reading, UnreadableFile, whole
-from cupola.corpus.sources import Resolved, Source, Work
+from cupola.corpus.sources import Resolved, Source, SourceUnavailable, Work
 from cupola.display import Display
 from cupola.recipe.corpora import Corpus
 
@@ -33,7 +35,7 @@ class GeneratedSource:
 
     def __init__(self, corpus: Corpus, source_of: Callable[[Corpus], Source]) -> None:
         assert corpus.generate is not None, "made only for blocks that name a program"
-        self.name, self.program = corpus.generate, PROGRAMS.get(corpus.generate)
+        self.name, self.program = corpus.generate, program_of(corpus)
         self.seed, self.wanted, self.licence = corpus.seed, corpus.items, corpus.licence
         self.words = corpus.length_in_words()
         self.pairs = corpus.holds() == "preference"
@@ -42,9 +44,13 @@ class GeneratedSource:
             block = corpus.model_copy(update={"generate": None})
         self.facts = None if block is None else source_of(block)
         self.local = self.facts is None or self.facts.local
-        self.label = f"generate {self.name}" + (f" from {self.facts.label}" if self.facts else "")
+        self.label = " ".join(["generate", self.name, *([corpus.task] if corpus.task else [])])
+        self.label += f" from {self.facts.label}" if self.facts else ""
 
     def resolve(self, display: Display, refresh: bool) -> Resolved:
+        if self.program and self.program.requires:
+            version = _installed(self.program.requires)
+            return Resolved({self.program.requires: version}, {self.program.requires: version})
         return self.facts.resolve(display, refresh) if self.facts else Resolved({})
 
     def open(self, workspace: Path, report: Reading) -> Work:
@@ -67,7 +73,7 @@ class GeneratedSource:
         together = TOGETHER_ITEMS if self.program else TOGETHER_TEXTS
         for first in range(0, number, together):
             places = range(first, min(first + together, number))
-            records = [(f"{source}:{place}", self._ready(items, place)) for place in places]
+            records = [(document_id(self.name, place), self._ready(items, place)) for place in places]
             yield Portion([entry], len(places) * each, ready=records)
 
     def _facts(self, workspace: Path, report: Reading) -> tuple[list[Facts], str]:
@@ -102,6 +108,14 @@ class GeneratedSource:
         mistake = self.program.mistake
         wrong = mistake(turns[-1], right) if mistake else _other(items, place, right)
         return {"prompt": _messages(turns), "chosen": right, "rejected": wrong}
+
+
+def _installed(package: str) -> str:
+    """The version of a package that an extra of its name installs."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise SourceUnavailable(MISSING.format(package=package)) from None
 
 
 def _other(items: Items[Turns], place: int, answer: str) -> str:
