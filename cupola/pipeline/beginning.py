@@ -42,6 +42,11 @@ def lay_out_beginning(folder: RunFolder, recipe: Recipe, prepared: Prepared, dis
     if recipe.begin is None:
         return
     stage, path = folder.stage(0, BEGIN), Path(recipe.begin.weights)
+    if path.resolve() == folder.path.resolve():
+        raise InputError(
+            f"begin: {path} is the folder of this very run, which cannot begin with what it makes; choose"
+            " another name or --out"
+        )
     if not path.exists() and stage.facts().get("status") == DONE and _is_whole(stage, display):
         display.say(f"{path} is gone; the run goes on with its own copy of the weights that it began with")
         return

@@ -12,11 +12,12 @@ import torch
 
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.verifying import read_facts
-from cupola.data.batch import Batch, Microbatch
+from cupola.data.batch import LEARNT, REJECTED, Batch, Microbatch
 from cupola.data.loader import Figures, Loader, Reader
 from cupola.data.order import Order
 from cupola.data.store import TokenStore
 from cupola.display import Display
+from cupola.errors import InputError
 from cupola.models import build, lora
 from cupola.models.stack import LanguageModel
 from cupola.models.table import SCORE
@@ -125,10 +126,14 @@ class ComparedAnswers(Rows):
         """Compute that, or find it in the cache."""
         if not self.stage.refers_by_answers:
             return
+        if self.stage.objective == "kto":
+            _require_both_kinds(self.planned.name, self.stores)
         assert self.planned.parent is not None, "the recipe's checks see to it"
         path, called = final_checkpoint(self.planned.parent), CALLED[self.stage.reads]
         weights = read_facts(path)["weights_sha256"]
-        self.references = References(weights, self.decisions.precision, self.decisions.microbatch_tokens)
+        model = self.recipe.model_of(self.planned.name)
+        parts = (self.decisions.precision, self.decisions.microbatch_tokens)
+        self.references = References(weights, model, *parts)
         if self.references.missing([*self.stores.values(), *self.heldout.values()]):
             lora.load(self.module, checkpoint.load(path, with_optimizer=False).weights)
             for stores, what in ((self.stores, called), (self.heldout, f"held-out {called}")):
@@ -145,6 +150,16 @@ class ComparedAnswers(Rows):
             return RatedJudge(objective, self.heldout, find)
         assert isinstance(objective, PreferencePairs)
         return PairsJudge(objective, self.heldout, find)
+
+
+def _require_both_kinds(stage: str, stores: Mapping[str, TokenStore]) -> None:
+    """KTO weighs answers that are wanted against others that are not."""
+    for kind, called in ((LEARNT, "is wanted"), (REJECTED, "is unwanted")):
+        if not any(store.learnt is not None and (store.learnt == kind).any() for store in stores.values()):
+            raise InputError(
+                f"stages.{stage}: no answer of {', '.join(stores)} {called}, and kto learns from both kinds;"
+                " add some, or take objective sft for wanted ones alone"
+            )
 
 
 class OwnAnswers(Rows):

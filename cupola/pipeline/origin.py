@@ -38,7 +38,8 @@ def read_origin(path: Path, stage: str | None = None) -> Origin:
     if not path.exists():
         raise InputError(
             f"{path}: there is no such folder (a model of the hub is fetched first, by"
-            " `hf download NAME --local-dir DIR`)"
+            " `hf download NAME --local-dir DIR`; a run that began with it goes on by the recipe.yaml in its"
+            " own folder)"
         )
     if not (path / CONFIG).is_file():
         raise InputError(

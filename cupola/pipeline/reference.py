@@ -22,6 +22,7 @@ from cupola.models.stack import LanguageModel
 from cupola.objectives.answer_log_probabilities import answer_log_probabilities
 from cupola.parallel.device import Precision
 from cupola.paths import cache_root
+from cupola.recipe.model import Model
 
 VERSION = 1
 """Raised whenever the same weights would give other figures."""
@@ -33,17 +34,20 @@ class References:
 
     Args:
         weights: their digest.
+        model: as it reads them: other rotary positions find other figures.
         microbatch_tokens: rows are read in as large pieces as training reads them.
     """
 
-    def __init__(self, weights: str, precision: Precision, microbatch_tokens: int) -> None:
-        self.weights, self.precision, self.microbatch_tokens = weights, precision, microbatch_tokens
+    def __init__(self, weights: str, model: Model, precision: Precision, microbatch_tokens: int) -> None:
+        self.weights, self.model = weights, model.model_dump(mode="json")
+        self.precision, self.microbatch_tokens = precision, microbatch_tokens
 
     def folder(self, store: TokenStore) -> Path:
         """Where those of a store lie."""
         made_from = {
             "version": VERSION,
             "weights": self.weights,
+            "model": self.model,
             "store": store.fingerprint,
             "precision": self.precision,
         }

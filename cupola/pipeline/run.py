@@ -149,6 +149,8 @@ def _run(
     if check_first and any(stage.action == "begin" for stage in planned):
         _check_once(folder, recipe, prepared, decisions, planned, display)
     _run_stages(folder, recipe, prepared, decisions, planned, report, display, pause)
+    if anew and report.status != "done":
+        display.say(f"go on without --from {names[0]}, which would begin with it once more")
     if any(stage.status != "unchanged" for stage in report.stages):
         try:
             write_report(folder.path)
@@ -283,8 +285,9 @@ def _say_what_next(
 ) -> None:
     if report.status == "paused":
         last = report.stages[-1]
+        counted = "questions" if recipe.stages[last.name].samples else "tokens"
         display.say(
-            f"paused: stage {last.name} is saved after step {last.steps}, {last.tokens:,} tokens; the same"
+            f"paused: stage {last.name} is saved after step {last.steps}, {last.tokens:,} {counted}; the same"
             " command without --stop-at goes on"
         )
         return

@@ -167,6 +167,13 @@ def _ppo(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
         yield Problem(
             (*path, "ppo", "target_kl"), "steers kl_coef, which is 0 and stays so; give it a first value"
         )
+    answers = stage.policy.prompts * stage.policy.completions
+    if stage.ppo.target_kl is not None and stage.ppo.kl_horizon < answers:
+        yield Problem(
+            (*path, "ppo", "kl_horizon"),
+            f"{stage.ppo.kl_horizon} is less than the {answers} answers of a round, so kl_coef would jump,"
+            f" and could fall below 0; take at least {answers}",
+        )
     if stage.ppo.value_from is not None:
         yield from _reward_model(recipe, name, stage.ppo.value_from, (*path, "ppo", "value_from"))
 

@@ -26,6 +26,9 @@ from cupola.train.questions import Question, Questions
 
 BUILT_IN = ("check", "finished", "random")
 
+LARGEST = 1e9
+"""A reward may have: advantages are fp32, and the squares of larger ones soon have no room in it."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -133,7 +136,7 @@ def find(name: str) -> Reward:
         found = getattr(module, function)
     except AttributeError:
         raise InputError(f"rewards: {file} has no function {function}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"rewards: {file} can't be run ({type(error).__name__}: {error})") from error
     return lambda answers: found(
         [[vars(message) for message in answer.question.messages] for answer in answers],
@@ -152,9 +155,10 @@ def _called(name: str, function: Reward, answers: Sequence[Given]) -> list[float
         values = list(function(answers))
     except CupolaError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CupolaError(
-            f"rewards: {name} failed with {type(error).__name__}: {error}; the last checkpoint is whole"
+            f"rewards: {name} failed with {type(error).__name__}: {error}; what was saved is whole, and the"
+            " same command goes on from it"
         ) from error
     if len(values) != len(answers):
         raise CupolaError(f"rewards: {name} gave {len(values)} values for {len(answers)} answers")
@@ -163,12 +167,13 @@ def _called(name: str, function: Reward, answers: Sequence[Given]) -> list[float
 
 def _number(name: str, value: Any, answer: Given) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise CupolaError(
-            f"rewards: {name} gave {value!r} for the answer {answer.text[:80]!r}; give a number"
+            f"rewards: {name} gave {value!r} for the answer {answer.text[:80]!r}; give a number of at most"
+            f" {LARGEST:g}"
         )
     return number
 
@@ -196,7 +201,7 @@ def _format(expression: str) -> Reward:
 
 
 def _length(number: str) -> Reward:
-    """1 for an answer of no tokens, falling evenly to 0 at a number of them."""
+    """1 for an answer of no tokens, falling evenly to 0 at a number of them; the one that ends it counts."""
     if not (number.isascii() and number.isdigit() and int(number)):
         raise InputError(f"rewards: {LENGTH}{number} names no number of tokens; write {LENGTH}200")
     return lambda answers: [max(0.0, 1 - len(answer.tokens) / int(number)) for answer in answers]

@@ -12,6 +12,8 @@ from cupola.display import Display
 from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.run import run
 from cupola.recipe.loading import load
+from cupola.recipe.quantity import Quantity
+from tests.displays import Heard
 from tests.pipeline.test_resume import final_weights
 
 STAGE = {
@@ -110,3 +112,15 @@ def test_a_damaged_parent_is_said_before_anything_is_set_aside(recipe_path, done
     assert main(["run", str(recipe_path), "--out", str(done), "--from", "rl"]) == 2
     assert "stage rl begins with what stage sft left" in capsys.readouterr().err.splitlines()[-1]
     assert aside(done) == []
+
+
+def test_what_is_paused_goes_on_without_from(recipe_path, done):
+    heard = Heard()
+    report = run(
+        load(recipe_path), done, "rl", heard, check_first=False, stop_at=Quantity.parse("50%"), anew_from="rl"
+    )
+    assert report.status == "paused"
+    assert "go on without --from rl, which would begin with it once more" in heard.said
+    report = run(load(recipe_path), done, "rl", Display(), check_first=False)
+    assert [(stage.name, stage.status) for stage in report.stages][-1] == ("rl", "done")
+    assert len(aside(done)) == 1  # the one that --from set aside, and no other

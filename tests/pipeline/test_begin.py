@@ -361,3 +361,10 @@ def test_added_tokens_follow_and_known_ones_stay():
     assert more.delimiter == tokenizer.delimiter
     assert np.array_equal(more.encode("then <|a|>"), tokenizer.encode("then <|a|>"))
     assert tokenizer.with_special(["<|endoftext|>"]) is tokenizer
+
+
+def test_a_run_does_not_begin_with_itself(recipe: dict, tmp_path: Path) -> None:
+    out = trained(recipe, tmp_path)
+    with pytest.raises(InputError, match="is the folder of this very run"):
+        run(loaded({**recipe, "begin": str(out)}, tmp_path), out, None, Display())
+    assert [stage.name for stage in RunFolder(out).stages()] == ["begin", "more"]

@@ -177,3 +177,11 @@ def test_a_pair_is_read_by_dpo_and_by_kto(recipe_path: Path) -> None:
     }
     assert found["kto"] == 2 * found["dpo"]
     assert all(isinstance(s, TokenStore) for s in prepared.heldout_stores(recipe.stages["dpo"]).values())
+
+
+def test_answers_of_one_kind_alone_are_refused(recipe_path: Path, tmp_path: Path) -> None:
+    wanted = [rating(number) for number in range(1, 80, 2)]
+    (tmp_path / "rated.jsonl").write_text("\n".join(map(json.dumps, wanted)), encoding="utf-8")
+    recipe = load(recipe_path, ["stages.kto.data=rated", "stages.pretrain.tokens=1 steps"])
+    with pytest.raises(InputError, match=r"stages\.kto: no answer of rated is unwanted"):
+        run(recipe, tmp_path / "run", None, Display(), check_first=False)

@@ -78,6 +78,15 @@ def long(prompts, completions, answers):
 
 def bad(prompts, completions, answers):
     return [float("nan") for text in completions]
+
+def huge(prompts, completions, answers):
+    return [1e300 for text in completions]
+
+def text(prompts, completions, answers):
+    return "0" * len(completions)
+
+def leaves(prompts, completions, answers):
+    raise SystemExit(3)
 """
 
 
@@ -102,7 +111,17 @@ def test_two_functions_of_one_name_keep_their_files(tmp_path):
     assert parts == {name: [4] for name in names}
 
 
-def test_what_is_no_number_is_refused_with_the_answer(tmp_path):
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [("bad", "gave nan.*four"), ("huge", "gave 1e.300"), ("text", "gave '0'"), ("leaves", "SystemExit: 3")],
+)
+def test_what_is_no_reward_is_refused_by_name(function, line, tmp_path):
     (tmp_path / "own.py").write_text(FILE)
-    with pytest.raises(CupolaError, match=r"own\.py:bad.*nan.*four"):
-        Rewards({f"{tmp_path}/own.py:bad": 1}).of([given("four")])
+    with pytest.raises(CupolaError, match=rf"own\.py:{function}.*{line}"):
+        Rewards({f"{tmp_path}/own.py:{function}": 1}).of([given("four")])
+
+
+def test_a_file_that_ends_the_process_is_refused(tmp_path):
+    (tmp_path / "own.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(InputError, match=r"own\.py can't be run \(SystemExit: 3\)"):
+        find(f"{tmp_path}/own.py:any")
