@@ -5,7 +5,8 @@
     python -m bench.proofs midtraining --out proofs       # another text, with and without replay
 
 A run of each seed is a folder in `--out`; the same command goes on after a stop. The table has every stage's
-mean over the seeds, and each seed's figure behind it; NAME.json has the same.
+mean over the seeds, and each seed's figure behind it; NAME.json has the same, NAME.svg draws it, and of
+preferences `overoptimisation.svg` has the rewards against the KL.
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import click
 
 from bench.proofs import garden, measures
+from bench.proofs.pictures import draw_rewards, draw_stages
 
 Figures = dict[str, float]
 
@@ -87,6 +89,10 @@ def main(name: str, seeds: int, out: Path) -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
     (out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    draw_stages(rows, out / f"{name}.svg")
+    if name == "preferences":
+        runs = [out / f"{name}-{seed}" for seed in range(1, seeds + 1)]
+        draw_rewards(runs, ("free", "held"), out / "overoptimisation.svg")
     print("\n".join(table(rows)))
 
 
