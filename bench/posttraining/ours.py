@@ -176,7 +176,9 @@ def pairs(task: Task, gate: Gate) -> None:
     """DPO, its reference read before."""
     ours = Ours(task)
     (source,) = ours.sources
-    references = References(f"bench {task.run}", task.precision, CPU_MICROBATCH_TOKENS)
+    references = References(
+        f"bench {task.run}", task.recipe.model_of(task.name), task.precision, CPU_MICROBATCH_TOKENS
+    )
     references.make(ours.module, ours.store, Display(), "reference")
     known = references.load(ours.store)
     gate.units = ours.units_of_batch()
@@ -199,7 +201,12 @@ def reference(task: Task, gate: Gate) -> None:
     gate.say(parameters=ours.parameters, first={})
     gate.wait()
     for number in itertools.count():
-        references = References(f"bench {task.run} {number}", task.precision, CPU_MICROBATCH_TOKENS)
+        references = References(
+            f"bench {task.run} {number}",
+            task.recipe.model_of(task.name),
+            task.precision,
+            CPU_MICROBATCH_TOKENS,
+        )
         shutil.rmtree(references.folder(ours.store), ignore_errors=True)
         references.make(ours.module, ours.store, Display(), "reference")
         shutil.rmtree(references.folder(ours.store))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cupola.corpus import documents
-from cupola.corpus.records import Item, Writing
+from cupola.corpus.items import Item, Writing
 from cupola.display import Display
 from cupola.parallel.device import Precision
 from cupola.pipeline.prepare import Prepared, prepare
@@ -47,11 +47,11 @@ class Task:
         items: list[Item] = []
         if not stage.samples:
             (source,) = stage.sources()
-            row = stage.longest_row()
-            writing = Writing(prepared.tokenizer, prepared.template, recipe.corpora[source].holds(), row)
-            lines = [d.text for d in documents(prepared.gathered[source], "train")]
-            found = [writing.item(line, Counter()) for line in lines]
-            items = [item for item in found if item is not None]
+            rows = stage.reading().rows
+            assert rows is not None, "conversations and pairs are packed"
+            writing = Writing(prepared.tokenizer, prepared.template, rows)
+            lines = (d.text for d in documents(prepared.gathered[source], "train"))
+            items = list(writing.items(lines, Counter()))
         return cls(recipe, prepared, name, items, Path(spec["run"]), spec["precision"], spec["at_once"])
 
     @property
@@ -76,6 +76,6 @@ class Task:
         """Items as TRL takes them: each sequence's ids, the delimiter first, and what of it is learnt."""
         delimiter = self.prepared.tokenizer.delimiter
         return [
-            [([delimiter, *ids.tolist()], [False, *mask.tolist()]) for ids, mask in item]
+            [([delimiter, *ids.tolist()], [False, *(kinds != 0).tolist()]) for ids, kinds in item]
             for item in self.items
         ]

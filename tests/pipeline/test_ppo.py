@@ -252,7 +252,7 @@ def test_every_family_trains(tiny_recipe: Path, tmp_path: Path, family: str) -> 
         ("rl.ppo.value_from=sft", "sft is no stage of objective reward before this one"),
         ("rl.carry=[]", "the KL is to the weights of a stage before it"),
         ("rl.ppo.kl_coef=0", "target_kl: steers kl_coef, which is 0"),
-        ("rl.ppo.kl_horizon=31", "kl_horizon: 31 is less than the 32 answers of a round"),
+        ("rl.ppo.kl_horizon=31", "kl_horizon=31: 31 is less than the 32 answers of a round"),
         ("sft.ppo.lam=1", "stages.sft.ppo: has no effect without objective ppo"),
     ],
 )
