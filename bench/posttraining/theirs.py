@@ -238,14 +238,21 @@ def _rewards_trainer(task: Task, theirs: Theirs) -> Any:
     )
 
 
-def sampling(task: Task, gate: Gate) -> None:
-    """The sampling of GRPOTrainer's step, by transformers."""
+def _ready_for_rewards(task: Task, gate: Gate) -> tuple[Theirs, Any]:
+    """The trainer, when its turn has come; a unit is an answer."""
     theirs = Theirs(task)
     trainer = _rewards_trainer(task, theirs)
     policy = theirs.stage.policy
     gate.units = policy.prompts * policy.completions
     gate.say(parameters=theirs.parameters, first={}, library=library())
     gate.wait()
+    return theirs, trainer
+
+
+def sampling(task: Task, gate: Gate) -> None:
+    """The sampling of GRPOTrainer's step, by transformers."""
+    theirs, trainer = _ready_for_rewards(task, gate)
+    policy = theirs.stage.policy
     trainer.model.train()
     prompts = itertools.cycle(trainer.train_dataset["prompt"])
     ends = {theirs.tokenizer.eos_token_id, *trainer.eos_token_ids}
@@ -262,12 +269,7 @@ def sampling(task: Task, gate: Gate) -> None:
 
 def rewards(task: Task, gate: Gate) -> None:
     """GRPOTrainer, sampling by transformers."""
-    theirs = Theirs(task)
-    trainer = _rewards_trainer(task, theirs)
-    policy = theirs.stage.policy
-    gate.units = policy.prompts * policy.completions
-    gate.say(parameters=theirs.parameters, first={}, library=library())
-    gate.wait()
+    theirs, trainer = _ready_for_rewards(task, gate)
     names = {
         "completion_length": "completions/mean_length",
         "truncated": "completions/clipped_ratio",

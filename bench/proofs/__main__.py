@@ -32,16 +32,19 @@ class Proof:
     Attributes:
         stages: those that are compared, the first being where the others began.
         measure: run and stage -> name -> figure.
+        in_the_garden: it reads what `garden` writes.
     """
 
     stages: tuple[str, ...]
     measure: Callable[[Path, str], Figures]
+    in_the_garden: bool = False
 
     def run(self, name: str, seed: int, out: Path) -> Iterator[dict[str, Any]]:
         """A seed: a row for each stage."""
-        data = out / f"garden-{seed}"
-        garden.write(data, seed)
-        os.environ["GARDEN"] = str(data.resolve())
+        if self.in_the_garden:
+            data = out / f"garden-{seed}"
+            garden.write(data, seed)
+            os.environ["GARDEN"] = str(data.resolve())
         folder = out / f"{name}-{seed}"
         recipe = str(Path(__file__).with_name(f"{name}.yaml"))
         done = measures.cupola("run", recipe, "--set", f"seed={seed}", "--out", str(folder), "--no-check")
@@ -53,7 +56,7 @@ class Proof:
 
 PROOFS = {
     "rewards": Proof(("sft", "rl", "more", "chance"), measures.sums),
-    "preferences": Proof(("sft", "dpo", "more", "free", "held"), measures.Taste("sft")),
+    "preferences": Proof(("sft", "dpo", "more", "free", "held"), measures.Taste("sft"), in_the_garden=True),
     "midtraining": Proof(("pretrain", "manuals", "replay", "more"), measures.bits),
 }
 

@@ -17,6 +17,7 @@ from cupola.corpus.documents import documents
 from cupola.corpus.gathering import gather
 from cupola.display import ConsoleDisplay, Display
 from cupola.generate import answer
+from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.opening import OpenRun, open_run
 
 ANSWERS = 400
@@ -45,9 +46,9 @@ def sums(run: Path, stage: str) -> dict[str, float]:
 
 
 def bits(run: Path, stage: str) -> dict[str, float]:
-    """Held-out bits per byte of each source."""
-    found = cupola("eval", str(run), "--stage", stage)["sources"]
-    return {name: figure["bits_per_byte"] for name, figure in found.items()}
+    """Held-out bits per byte of each source, as the stage's end found them."""
+    (found,) = [each for each in RunFolder(run).stages() if each.name == stage]
+    return {name: figure["bits_per_byte"] for name, figure in found.facts()["heldout"].items()}
 
 
 @dataclass

@@ -145,15 +145,16 @@ def prepare(recipe: Recipe, display: Display) -> Prepared:
     stores = {name: encode_source(texts[name], tokenizer, display, name) for name in sources if name in texts}
     read: dict[tuple[str, Reading], dict[str, Path]] = {}
     for stage in recipe.stages.values():
+        reading = stage.reading()
         for name in stage.sources():
-            if (key := (name, stage.reading())) in read:
+            if (name, reading) in read:
                 continue
             if name in records:
-                assert key[1].rows is not None, "records are packed"
-                writing = Writing(tokenizer, template, key[1].rows)
-                read[key] = {name: encode_records(records[name], writing, display, name)}
+                assert reading.rows is not None, "records are packed"
+                writing = Writing(tokenizer, template, reading.rows)
+                read[name, reading] = {name: encode_records(records[name], writing, display, name)}
             else:
-                read[key] = _text_stores(name, stores[name], key[1], tokenizer, display)
+                read[name, reading] = _text_stores(name, stores[name], reading, tokenizer, display)
     folders = {**{name: each[name] for (name, _), each in read.items()}, **stores}
     facts = {}
     for name in sources:

@@ -84,7 +84,7 @@ class Rewards:
 
 def _called_shortly(names: list[str]) -> dict[str, str]:
     """Functions of files go by their own names in the metrics, unless two have the same."""
-    short = {name: name.rpartition(":")[2] if ".py:" in name else name for name in names}
+    short = {name: name.rpartition(":")[2] if _in_file(name) else name for name in names}
     many = Counter(short.values())
     return {name: own if many[own] == 1 else name for name, own in short.items()}
 
@@ -101,12 +101,16 @@ def identity(weights: Mapping[str, float]) -> list[list[Any]]:
 
 
 def _identity(name: str, weight: float) -> list[Any]:
-    if name in BUILT_IN or name.startswith(STAGE):
-        return [name, weight]
-    find(name)
-    if name.startswith((FORMAT, LENGTH)):
+    if not name.startswith(STAGE):
+        find(name)
+    if not _in_file(name):
         return [name, weight]
     return [name.rpartition(":")[2], weight, file_sha256(_file(name))]
+
+
+def _in_file(name: str) -> bool:
+    """Is it a user's function?"""
+    return name not in BUILT_IN and not name.startswith((STAGE, *_WITH_ARGUMENT))
 
 
 def find(name: str) -> Reward:
