@@ -30,13 +30,14 @@ Generator = Literal[
     "country_questions",
     "definitions",
     "retrieval",
+    "repetition",
     "reasoning_gym",
 ]
 GYM = "reasoning_gym"
 """The one whose items are a task's of the package of that name."""
 READING_GENERATORS = ("country_questions", "definitions")
 """Those that ask what a package or file says; the others make up what they ask."""
-TEXT_GENERATORS = ("retrieval",)
+TEXT_GENERATORS = ("retrieval", "repetition")
 """Those that make texts; the others make conversations."""
 WORDS = (200, 1000)
 """Of a generated text, where the recipe does not say."""
@@ -70,7 +71,7 @@ class Corpus(Strict):
     generate: Generator | None = None
     """A program that makes conversations, or with `format: preference` pairs of a right and a wrong answer
     (sums, lists of words, questions about what the source beside it holds, a `task` of `reasoning_gym`), or
-    texts that hide something and ask for it (`retrieval`)."""
+    texts that hide something and ask for it (`retrieval`) or say a passage again and again (`repetition`)."""
     task: str | None = Field(default=None, min_length=1)
     """Which task of `reasoning_gym` (extra `reasoning-gym`), such as `chain_sum`."""
     settings: dict[str, Any] | None = None

@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from cupola.corpus.generators import addition, country_questions, definitions, gym, retrieval, word_lists
+from cupola.corpus.generators import (
+    addition,
+    country_questions,
+    definitions,
+    gym,
+    repetition,
+    retrieval,
+    word_lists,
+)
 from cupola.corpus.generators.items import Facts, Items, Turns
 from cupola.recipe.corpora import GYM, Corpus
 
@@ -69,7 +77,10 @@ PROGRAMS: dict[str, Program] = {
 }
 """By the name that a recipe calls it (`recipe.corpora.Generator`)."""
 
-TEXT_PROGRAMS: dict[str, Callable[[int, tuple[int, int]], Items[str]]] = {"retrieval": retrieval.documents}
+TEXT_PROGRAMS: dict[str, Callable[[int, tuple[int, int]], Items[str]]] = {
+    "retrieval": retrieval.documents,
+    "repetition": repetition.repetitions,
+}
 """Seed, and the least and most words of a text -> what it can make; names as above
 (`recipe.corpora.TEXT_GENERATORS`)."""
 
