@@ -1,5 +1,6 @@
 """What a stage may learn, and the settings of the objectives that learn from preferences."""
 
+import re
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -31,6 +32,30 @@ STAGE = "stage:"
 """How the name of a reward begins that a reward model gives."""
 FORMAT, LENGTH = "format:", "length:"
 """The same of one that asks for a form, a regular expression, or for brevity, a number of tokens."""
+BUILT_IN = ("check", "finished", "random")
+"""Names of rewards that take no argument."""
+
+
+def reward_fault(name: str) -> str | None:
+    """Why a reward can't have the name; None: it can. Whether a file is there shows when it is read."""
+    if name in BUILT_IN or name.startswith(STAGE):
+        return None
+    if name.startswith(FORMAT):
+        try:
+            re.compile(name.removeprefix(FORMAT))
+        except re.error as error:
+            return f"{name} is no regular expression ({error})"
+        return None
+    if name.startswith(LENGTH):
+        number = name.removeprefix(LENGTH)
+        if not (number.isascii() and number.isdigit() and int(number)):
+            return f"{name} names no number of tokens; write {LENGTH}200"
+        return None
+    file, _, function = name.rpartition(":")
+    if not file.endswith(".py") or not function.isidentifier():
+        known = ", ".join((*BUILT_IN, f"{FORMAT}REGEX", f"{LENGTH}TOKENS", f"{STAGE}NAME"))
+        return f"{name!r} is none of {known}, nor path/to/file.py:function"
+    return None
 
 
 class Preference(Strict):

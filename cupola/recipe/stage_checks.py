@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from cupola.errors import InputError
 from cupola.recipe import adapting
-from cupola.recipe.alignment import ALSO_READ, Kto, Policy, Ppo, Preference, RewardModel
+from cupola.recipe.alignment import ALSO_READ, Kto, Policy, Ppo, Preference, RewardModel, reward_fault
 from cupola.recipe.clock import Clock, length_fault
 from cupola.recipe.corpora import CALLED, Format
 from cupola.recipe.curve import Curve
@@ -154,8 +154,10 @@ def _ppo(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
     """What a critic asks of the settings, and where reward models come from."""
     path = ("stages", name)
     if stage.samples:
+        rewards = (*path, "policy", "rewards")
+        yield from (Problem((*rewards, n), fault) for n in stage.policy.rewards if (fault := reward_fault(n)))
         for reward in stage.policy.reward_stages():
-            yield from _reward_model(recipe, name, reward, (*path, "policy", "rewards"))
+            yield from _reward_model(recipe, name, reward, rewards)
     if stage.objective != "ppo":
         if stage.ppo != Ppo():
             yield Problem((*path, "ppo"), "has no effect without objective ppo; remove it")

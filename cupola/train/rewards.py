@@ -19,12 +19,10 @@ from typing import Any
 
 from cupola.errors import CupolaError, InputError
 from cupola.generate.sampling import uniform
-from cupola.recipe.alignment import FORMAT, LENGTH, STAGE
+from cupola.recipe.alignment import BUILT_IN, FORMAT, LENGTH, STAGE, reward_fault
 from cupola.recipe.variables import unescaped
 from cupola.storage import file_sha256
 from cupola.train.questions import Question, Questions
-
-BUILT_IN = ("check", "finished", "random")
 
 LARGEST = 1e9
 """A reward may have: advantages are fp32, and the squares of larger ones soon have no room in it."""
@@ -119,16 +117,14 @@ def find(name: str) -> Reward:
     Raises:
         InputError: there is none.
     """
-    if name in BUILT_IN:
+    if fault := reward_fault(name):
+        raise InputError(f"rewards: {fault}")
+    if name in _BUILT_IN:
         return _BUILT_IN[name]
     for kind, make in _WITH_ARGUMENT.items():
         if name.startswith(kind):
             return make(name.removeprefix(kind))
-    path, _, function = name.rpartition(":")
-    if not path.endswith(".py"):
-        known = ", ".join((*BUILT_IN, f"{FORMAT}REGEX", f"{LENGTH}TOKENS", f"{STAGE}NAME"))
-        raise InputError(f"rewards: {name!r} is none of {known}, nor path/to/file.py:function")
-    file = _file(name)
+    file, function = _file(name), name.rpartition(":")[2]
     if not file.is_file():
         raise InputError(f"rewards: {file}: no such file")
     spec = importlib.util.spec_from_file_location(f"rewards_{file.stem}", file)
@@ -197,17 +193,12 @@ def _random(answers: Sequence[Given]) -> list[float]:
 
 def _format(expression: str) -> Reward:
     """1 where the whole answer matches, blanks at its ends aside; a dot is any character, newlines too."""
-    try:
-        form = re.compile(expression, re.DOTALL)
-    except re.error as error:
-        raise InputError(f"rewards: {FORMAT}{expression} is no regular expression ({error})") from None
+    form = re.compile(expression, re.DOTALL)
     return lambda answers: [float(form.fullmatch(answer.text.strip()) is not None) for answer in answers]
 
 
 def _length(number: str) -> Reward:
     """1 for an answer of no tokens, falling evenly to 0 at a number of them; the one that ends it counts."""
-    if not (number.isascii() and number.isdigit() and int(number)):
-        raise InputError(f"rewards: {LENGTH}{number} names no number of tokens; write {LENGTH}200")
     return lambda answers: [max(0.0, 1 - len(answer.tokens) / int(number)) for answer in answers]
 
 

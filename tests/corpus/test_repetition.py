@@ -1,11 +1,11 @@
-"""Texts that say a passage again and again: their period, their length, and no number that a probe hides."""
+"""Texts that say passages again and again: of the length wanted, and without a number that a probe hides."""
 
 import re
 
 import pytest
 
 from cupola.corpus.generators import TEXT_PROGRAMS
-from cupola.corpus.generators.repetition import LONGEST, SHORTEST, TIMES
+from cupola.corpus.generators.repetition import FEWEST, LONGEST, MOST, SHARE, SHORTEST
 from cupola.corpus.generators.word_lists import WORDS
 
 
@@ -13,9 +13,20 @@ def made(number: int, seed: int = 0, words: tuple[int, int] = (100, 300)) -> lis
     return TEXT_PROGRAMS["repetition"](seed, words).make(number).split(" ")
 
 
-def period(words: list[str]) -> int:
-    """The least shift under which a text is like itself."""
-    return next(p for p in range(1, len(words)) if words[p:] == words[:-p])
+def passages(words: list[str]) -> list[tuple[int, int]]:
+    """(words, times) of each passage but the last, which may be cut off."""
+    found = []
+    while words:
+        size = next((p for p in range(SHORTEST, LONGEST + 1) if words[:p] == words[p : 2 * p]), len(words))
+        times = 1
+        while words[times * size : (times + 1) * size] == words[:size]:
+            times += 1
+        left = words[times * size :]
+        if left == words[:size][: len(left)]:
+            break
+        found.append((size, times))
+        words = left
+    return found
 
 
 def test_a_text_is_a_function_of_seed_and_number() -> None:
@@ -24,19 +35,22 @@ def test_a_text_is_a_function_of_seed_and_number() -> None:
     assert [made(number, seed=1) for number in range(20)] != forward
 
 
-@pytest.mark.parametrize("words", [(100, 100), (100, 300), (1000, 1000)])
-def test_a_passage_is_said_three_times_or_more(words: tuple[int, int]) -> None:
-    texts = [made(number, words=words) for number in range(200)]
-    assert {words[0] <= len(text) <= words[1] for text in texts} == {True}
-    periods = [period(text) for text in texts]
-    assert min(periods) >= SHORTEST
-    assert max(periods) <= min(LONGEST, words[1] // TIMES)
-    assert len(set(periods)) > 20
+@pytest.mark.parametrize("words", [(100, 100), (100, 300), (1500, 1500)])
+def test_passages_are_said_three_to_eight_times(words: tuple[int, int]) -> None:
+    sizes = set()
+    for number in range(100):
+        text = made(number, words=words)
+        assert words[0] <= len(text) <= words[1]
+        whole = passages(text)
+        assert all(FEWEST <= times <= MOST for _, times in whole)
+        assert all(SHORTEST <= size <= min(LONGEST, len(text) // SHARE) for size, _ in whole)
+        sizes |= {size for size, _ in whole}
+    assert len(sizes) >= (3 if words[1] == 100 else 10)
 
 
 def test_every_third_text_has_numbers_and_none_is_as_long_as_what_a_probe_hides() -> None:
     for number in range(150):
-        words = made(number)
+        words = made(number, words=(300, 300))
         assert any(word.isdigit() for word in words) == (number % 3 == 2)
         assert {word for word in words if not word.isdigit()} <= set(WORDS)
         assert not re.search(r"(?:\d ){5}\d", " ".join(words))

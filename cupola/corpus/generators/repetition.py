@@ -1,12 +1,14 @@
-"""Texts that say the same passage again and again, to learn to go on as a text went on before.
+"""Texts that say passages again and again, to learn to go on as a text went on before.
 
-A passage is words at random, in every third text with numbers among them, digit by digit. Nothing but the
-text itself says what comes next, and from the second time on it says all: what learns this has "induction
-heads" (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Olsson et al. 2022), without
-which nothing is found that was hidden (`generators.retrieval`). A small model comes to them in one or two
-million tokens of these texts, where ten million that hide and ask do not bring it there.
+A passage is words at random, in every third text with numbers among them, digit by digit; it is said three to
+eight times, and another follows. Nothing but the text itself says what comes next, and from the second time on
+it says all: what learns this has "induction heads" (Elhage et al. 2021, "A Mathematical Framework for Transformer
+Circuits"; Olsson et al. 2022), without which nothing is found that was hidden (`generators.retrieval`). A head
+that looks evenly at what went before sees the right word often enough to be drawn to it in a passage of five,
+and not in one of fifty: so a text's passages have at most a sixteenth of its words, and short texts come before
+longer ones.
 
-Guarantees: a text is a function of seed and number alone. Its numbers have less digits than those of
+Guarantees: a text is a function of seed and number alone. Its numbers have fewer digits than those of
 `generators.retrieval`, of which none can be in it.
 """
 
@@ -14,10 +16,10 @@ from cupola.corpus.generators.items import Items, chosen, number_below
 from cupola.corpus.generators.retrieval import DIGITS
 from cupola.corpus.generators.word_lists import WORDS
 
-SHORTEST, LONGEST = 6, 48
-"""Words of a passage."""
-TIMES = 3
-"""A passage is said at least so often."""
+SHORTEST, SHARE, LONGEST = 4, 16, 64
+"""Words of a passage: at least `SHORTEST`, at most `LONGEST`, and at most one in `SHARE` of the text's."""
+FEWEST, MOST = 3, 8
+"""How often a passage is said."""
 USUAL_TEXTS = 10_000
 
 
@@ -27,16 +29,20 @@ def repetitions(seed: int, words: tuple[int, int]) -> Items[str]:
     def make(number: int) -> str:
         key = (seed, "repetition", number)
         length = words[0] + number_below(words[1] - words[0] + 1, *key, "length")
-        longest = min(LONGEST, length // TIMES)
-        size = SHORTEST + number_below(longest - SHORTEST + 1, *key, "size")
-        passage = _passage(size, number % 3 == 2, *key)
-        return " ".join((passage * (length // size + 1))[:length])
+        longest = min(LONGEST, length // SHARE)
+        text: list[str] = []
+        while len(text) < length:
+            own = (*key, len(text))
+            size = SHORTEST + number_below(longest - SHORTEST + 1, *own, "size")
+            times = FEWEST + number_below(MOST - FEWEST + 1, *own, "times")
+            text += _passage(size, number % 3 == 2, *own) * times
+        return " ".join(text[:length])
 
     return Items(None, make, usual=USUAL_TEXTS)
 
 
 def _passage(size: int, numbers: bool, *key: int | str) -> list[str]:
-    """Words, or by turns of words and numbers: `size` of them."""
+    """Words, or by turns of words and numbers: `size` of them, of which the first is a word."""
     passage: list[str] = []
     while len(passage) < size:
         place = len(passage)
