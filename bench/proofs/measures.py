@@ -21,6 +21,8 @@ from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.opening import OpenRun, open_run
 
 ANSWERS = 400
+LENGTHS = (256, 1024, 2048, 4096)
+"""Tokens: as in the rows of the first stage, on the way, as in those of the second, and twice as many."""
 LONGEST = 40
 """Tokens of an answer of the garden, as in its recipe."""
 
@@ -49,6 +51,22 @@ def bits(run: Path, stage: str) -> dict[str, float]:
     """Held-out bits per byte of each source, as the stage's end found them."""
     (found,) = [each for each in RunFolder(run).stages() if each.name == stage]
     return {name: figure["bits_per_byte"] for name, figure in found.facts()["heldout"].items()}
+
+
+def reach(run: Path, stage: str) -> dict[str, float]:
+    """How often a pass key and the right one of four needles are found in texts of some lengths, and the loss
+    (nats a token) of texts that repeat themselves, at the positions up to each."""
+    asked = [option for length in LENGTHS for option in ("--length", str(length))]
+    kinds = ("--probe", "passkey", "--probe", "needle")
+    probed = cupola("eval", str(run), "--stage", stage, *kinds, *asked, "--samples", "10")["probes"]
+    figures = {}
+    for kind, cells in probed.items():
+        for length in LENGTHS:
+            found = [cell["accuracy"] for cell in cells if cell["length"] == length]
+            figures[f"{kind} {length:,}"] = sum(found) / len(found)
+    by_position = ("--by-position", "--length", str(LENGTHS[-1]))
+    buckets = cupola("eval", str(run), "--stage", stage, *by_position)["buckets"]
+    return figures | {f"loss {b['last']:,}": b["loss"] for b in buckets if b["last"] in LENGTHS}
 
 
 @dataclass

@@ -1,19 +1,16 @@
 """Texts that say passages again and again, to learn to go on as a text went on before.
 
-A passage is words at random, in every third text with numbers among them, digit by digit; it is said three to
-eight times, and another follows. Nothing but the text itself says what comes next, and from the second time on
-it says all: what learns this has "induction heads" (Elhage et al. 2021, "A Mathematical Framework for Transformer
-Circuits"; Olsson et al. 2022), without which nothing is found that was hidden (`generators.retrieval`). A head
-that looks evenly at what went before sees the right word often enough to be drawn to it in a passage of five,
-and not in one of fifty: so a text's passages have at most a sixteenth of its words, and short texts come before
-longer ones.
+A passage is words at random; it is said three to eight times, and another follows. Nothing but the text
+itself says what comes next, and from the second time on it says all: what learns this has "induction heads"
+(Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Olsson et al. 2022), without which
+nothing is found that was hidden (`generators.retrieval`). A head that looks evenly at what went before sees
+the right word often enough to be drawn to it in a passage of five, and not in one of fifty: so a text's
+passages have at most a sixteenth of its words, and short texts come before longer ones.
 
-Guarantees: a text is a function of seed and number alone. Its numbers have fewer digits than those of
-`generators.retrieval`, of which none can be in it.
+Guarantees: a text is a function of seed and number alone. There are no numbers in it, so none of a probe.
 """
 
 from cupola.corpus.generators.items import Items, chosen, number_below
-from cupola.corpus.generators.retrieval import DIGITS
 from cupola.corpus.generators.word_lists import WORDS
 
 SHORTEST, SHARE, LONGEST = 4, 16, 64
@@ -24,7 +21,7 @@ USUAL_TEXTS = 10_000
 
 
 def repetitions(seed: int, words: tuple[int, int]) -> Items[str]:
-    """Texts of exactly `words[0]` to `words[1]` words, a number's digits counted as words."""
+    """Texts of exactly `words[0]` to `words[1]` words."""
 
     def make(number: int) -> str:
         key = (seed, "repetition", number)
@@ -35,19 +32,7 @@ def repetitions(seed: int, words: tuple[int, int]) -> Items[str]:
             own = (*key, len(text))
             size = SHORTEST + number_below(longest - SHORTEST + 1, *own, "size")
             times = FEWEST + number_below(MOST - FEWEST + 1, *own, "times")
-            text += _passage(size, number % 3 == 2, *own) * times
+            text += [chosen(WORDS, *own, "word", place) for place in range(size)] * times
         return " ".join(text[:length])
 
     return Items(None, make, usual=USUAL_TEXTS)
-
-
-def _passage(size: int, numbers: bool, *key: int | str) -> list[str]:
-    """Words, or by turns of words and numbers: `size` of them, of which the first is a word."""
-    passage: list[str] = []
-    while len(passage) < size:
-        place = len(passage)
-        passage.append(chosen(WORDS, *key, "word", place))
-        if numbers:
-            digits = 1 + number_below(DIGITS - 1, *key, "digits", place)
-            passage += [str(number_below(10, *key, "digit", place, i)) for i in range(digits)]
-    return passage[:size]
