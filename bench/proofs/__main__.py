@@ -3,8 +3,8 @@
     python -m bench.proofs rewards --out proofs           # answers rewarded, more examples, rewards by chance
     python -m bench.proofs preferences --out proofs       # DPO, more of the better halves
     python -m bench.proofs midtraining --out proofs       # another text, with and without replay
-    python -m bench.proofs longcontext --out proofs       # from rows of 256 tokens to 2,048, by each way of stretching
-    python -m bench.proofs longcontext_mamba2 --out proofs    # the same without positions; and longcontext_rwkv7
+    python -m bench.proofs longcontext --out proofs       # rows of 256 tokens, then 2,048, however stretched
+    python -m bench.proofs longcontext_mamba2             # the same without positions; and longcontext_rwkv7
 
 A run of each seed is a folder in `--out`; the same command goes on after a stop. The table has every stage's
 mean over the seeds, and each seed's figure behind it; NAME.json has the same, NAME.svg draws it, and of

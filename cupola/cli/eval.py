@@ -115,6 +115,11 @@ def command(run: str, stage: str | None, as_json: bool, **options: Any) -> None:
     opened = open_run(run, display, stage)
     if not files and mode in ("", "--by-position"):
         texts = {name: list(found) for name, found in opened.heldout_texts(display).items()}
+        if not texts:
+            raise InputError(
+                f"{run}: has held no text out, since it has read none but conversations; give --text FILE, or"
+                " have questions answered with --tasks"
+            )
     kind = "texts" if files else "sources"
     measured: measuring.Measured
     if mode == "--probe":

@@ -22,7 +22,7 @@ from cupola.export.folder import read_folder
 from cupola.export.tensors import weight_files
 from cupola.models.extending import extended
 from cupola.pipeline.folder import RunFolder, StageFolder, final_checkpoint, set_aside, write_record
-from cupola.pipeline.origin import CONFIG, origin_stage, read_origin, recipe_of
+from cupola.pipeline.origin import CONFIG, has_unmarked_template, origin_stage, read_origin, recipe_of
 from cupola.pipeline.prepare import Prepared
 from cupola.pipeline.records import DONE
 from cupola.recipe.origin import BEGIN, Origin
@@ -60,6 +60,12 @@ def lay_out_beginning(folder: RunFolder, recipe: Recipe, prepared: Prepared, dis
         return
     if there and there.get("key") != key:
         set_aside(folder, stage, "the weights that the run begins with, or the tokenizer, changed", display)
+    talks = any(stage.reads != "text" for stage in recipe.stages.values())
+    if talks and recipe.tokenizer.chat_template is None and has_unmarked_template(path):
+        display.say(
+            f"{path}: its chat template does not mark what is answered ({{% generation %}}), so conversations"
+            " are written as ChatML; tokenizer.chat_template takes another"
+        )
     _write(folder, stage, origin, prepared, {"from": str(path), "stage": origin.stage, **facts}, key, display)
 
 

@@ -58,8 +58,17 @@ def read_origin(path: Path, stage: str | None = None) -> Origin:
 
 def _template(folder: Path) -> Path | None:
     """A folder with a template that says which words are answers; most published ones don't."""
+    return folder if _marks_answers(folder) else None
+
+
+def has_unmarked_template(folder: Path) -> bool:
+    """Whether its template does not say which words are answers."""
+    return _marks_answers(folder) is False
+
+
+def _marks_answers(folder: Path) -> bool | None:
     try:
-        return folder if load_template(folder).marks_answers else None
+        return load_template(folder).marks_answers
     except InputError:
         return None
 

@@ -331,6 +331,19 @@ def test_chatml_makes_a_base_model_one_that_answers(recipe, folder, tmp_path, ca
     assert theirs.convert_tokens_to_ids("<|im_end|>") == byte_tokenizer().size + 1
 
 
+def test_a_template_that_marks_no_answers_is_named(recipe, folder, tmp_path, capsys):
+    stages = {"sft": {**SFT, "tokens": "1 epoch"}}
+    corpora = {"counting": recipe["corpora"]["counting"]}
+    recipe |= {"corpora": corpora, "stages": stages, "tokenizer": {"add": CHATML}}
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    heard = Heard()
+    report = run(loaded(recipe, tmp_path), tmp_path / "run", None, heard, check_first=False)
+    assert report.error is None
+    assert [line for line in heard.said if f"{folder}: its chat template does not mark" in line]
+    assert main(["eval", str(tmp_path / "run"), "--stage", "begin"]) == 2
+    assert "has held no text out" in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_is_not_theirs_is_refused(recipe, folder, tmp_path):
     text = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = text["model"]["vocab"]

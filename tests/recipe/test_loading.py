@@ -367,3 +367,27 @@ def test_a_rewards_file_lies_beside_the_recipe(tmp_path, monkeypatch):
     assert rewards == {"check": 1, f"{tmp_path}/recipes/own/brief.py:brief": 2}
     change = 'stages.rl.policy.rewards={"brief.py:brief": 1}'
     assert list(load(path, [change]).stages["rl"].policy.rewards) == [f"{tmp_path}/brief.py:brief"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("chek", "'chek' is none of check, finished, random, format:REGEX, length:TOKENS, stage:NAME, nor"),
+        ("brief.py:", "brief.py:' is none of check, finished, random"),
+        ("format:(", "format:( is no regular expression (missing ), unterminated subpattern"),
+        ("length:0", "length:0 names no number of tokens; write length:200"),
+    ],
+)
+def test_what_no_reward_is_called_is_refused_with_its_place(tmp_path, name, why):
+    text = "name: r\nmodel: {layers: 1, width: 8, heads: 1}\ncorpora: {a: {generate: addition}}\n"
+    text += "tokenizer: {kind: file, path: t.json}\nstages:\n  rl:\n    objective: grpo\n    data: a\n"
+    text += (
+        f"    tokens: 2 steps\n    learning_rate: 1e-4\n    policy:\n      rewards:\n        '{name}': 1\n"
+    )
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}:13: stages.rl.policy.rewards.")
+    assert why in line
