@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from bench.proofs import garden, measures
-from bench.proofs.pictures import draw_rewards, draw_stages
+from bench.proofs.pictures import draw_reach, draw_rewards, draw_stages
 
 Figures = dict[str, float]
 
@@ -35,11 +35,13 @@ class Proof:
         stages: those that are compared, the first being where the others began.
         measure: run and stage -> name -> figure.
         in_the_garden: it reads what `garden` writes.
+        draw: all rows, and the file of the picture.
     """
 
     stages: tuple[str, ...]
     measure: Callable[[Path, str], Figures]
     in_the_garden: bool = False
+    draw: Callable[[list[dict[str, Any]], Path], None] = draw_stages
 
     def run(self, name: str, seed: int, out: Path) -> Iterator[dict[str, Any]]:
         """A seed: a row for each stage."""
@@ -60,9 +62,11 @@ PROOFS = {
     "rewards": Proof(("sft", "rl", "more", "chance"), measures.sums),
     "preferences": Proof(("sft", "dpo", "more", "free", "held"), measures.Taste("sft"), in_the_garden=True),
     "midtraining": Proof(("pretrain", "manuals", "replay", "more"), measures.bits),
-    "longcontext": Proof(("short", "plain", "theta", "linear", "dynamic", "yarn", "llama3"), measures.reach),
-    "longcontext_mamba2": Proof(("short", "plain"), measures.reach),
-    "longcontext_rwkv7": Proof(("short", "plain"), measures.reach),
+    "longcontext": Proof(
+        ("short", "plain", "theta", "linear", "dynamic", "yarn", "llama3"), measures.reach, draw=draw_reach
+    ),
+    "longcontext_mamba2": Proof(("short", "plain"), measures.reach, draw=draw_reach),
+    "longcontext_rwkv7": Proof(("short", "plain"), measures.reach, draw=draw_reach),
 }
 
 
@@ -97,7 +101,7 @@ def main(name: str, seeds: int, out: Path) -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
     (out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    draw_stages(rows, out / f"{name}.svg")
+    PROOFS[name].draw(rows, out / f"{name}.svg")
     if name == "preferences":
         runs = [out / f"{name}-{seed}" for seed in range(1, seeds + 1)]
         draw_rewards(runs, ("free", "held"), out / "overoptimisation.svg")

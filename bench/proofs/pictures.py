@@ -36,6 +36,35 @@ def draw_stages(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text(svg, encoding="utf-8")
 
 
+def draw_reach(rows: list[dict[str, Any]], path: Path) -> None:
+    """A panel for each kind of figure, `NAME LENGTH`, over the lengths: a line for each stage, its means."""
+    names = [name for name in rows[0] if name not in ("seed", "stage", "seconds")]
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    lengths = {name: int(name.rpartition(" ")[2].replace(",", "")) for name in names}
+    kinds = list(dict.fromkeys(name.rpartition(" ")[0] for name in names))
+
+    def panel(kind: str) -> Callable[[Axes], None]:
+        own = [name for name in names if name.startswith(f"{kind} ")]
+
+        def drawn(axes: Axes) -> None:
+            for place, stage in enumerate(stages):
+                found = [row for row in rows if row["stage"] == stage]
+                means = [float(np.mean([row[name] for row in found])) for name in own]
+                line = axes.plot([lengths[name] for name in own], means, "o-", markersize=3, label=stage)
+                line[0].set_color(SERIES[place] if place < len(SERIES) else FAINT)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks([lengths[name] for name in own], [name.rpartition(" ")[2] for name in own])
+            if kind == kinds[0]:
+                axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+        return drawn
+
+    svg = figure_svg(
+        [(kind, panel(kind)) for kind in kinds], standalone=True, x_label="length, tokens", height=6.6
+    )
+    path.write_text(svg, encoding="utf-8")
+
+
 def draw_rewards(runs: Sequence[Path], stages: Sequence[str], path: Path) -> None:
     """Rewards of sampled answers against the KL of an answer to the weights that the stages began with."""
 
