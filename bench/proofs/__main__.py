@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from bench.proofs import garden, measures
-from bench.proofs.pictures import draw_reach, draw_rewards, draw_stages
+from bench.proofs.pictures import draw_preferences, draw_reach, draw_stages
 
 Figures = dict[str, float]
 
@@ -35,7 +35,7 @@ class Proof:
         stages: those that are compared, the first being where the others began.
         measure: run and stage -> name -> figure.
         in_the_garden: it reads what `garden` writes.
-        draw: all rows, and the file of the picture.
+        draw: all rows, and the file of the picture, beside the runs.
     """
 
     stages: tuple[str, ...]
@@ -60,7 +60,12 @@ class Proof:
 
 PROOFS = {
     "rewards": Proof(("sft", "rl", "more", "chance"), measures.sums),
-    "preferences": Proof(("sft", "dpo", "more", "free", "held"), measures.Taste("sft"), in_the_garden=True),
+    "preferences": Proof(
+        ("sft", "dpo", "more", "free", "held"),
+        measures.Taste("sft"),
+        in_the_garden=True,
+        draw=draw_preferences,
+    ),
     "midtraining": Proof(("pretrain", "manuals", "replay", "more"), measures.bits),
     "longcontext": Proof(
         ("short", "plain", "theta", "linear", "dynamic", "yarn", "llama3"), measures.reach, draw=draw_reach
@@ -102,9 +107,6 @@ def main(name: str, seeds: int, out: Path) -> None:
             print(json.dumps(row), flush=True)
     (out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     PROOFS[name].draw(rows, out / f"{name}.svg")
-    if name == "preferences":
-        runs = [out / f"{name}-{seed}" for seed in range(1, seeds + 1)]
-        draw_rewards(runs, ("free", "held"), out / "overoptimisation.svg")
     print("\n".join(table(rows)))
 
 

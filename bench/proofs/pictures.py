@@ -17,8 +17,7 @@ KL, REWARDS = "kl", {"reward_stage:rm": "reward model", "reward_true_score": "tr
 
 def draw_stages(rows: list[dict[str, Any]], path: Path) -> None:
     """A panel for each figure: a dot for each seed, a bar for the mean."""
-    names = [name for name in rows[0] if name not in ("seed", "stage", "seconds")]
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    names, stages = _drawn(rows)
 
     def panel(name: str) -> Callable[[Axes], None]:
         def drawn(axes: Axes) -> None:
@@ -38,8 +37,7 @@ def draw_stages(rows: list[dict[str, Any]], path: Path) -> None:
 
 def draw_reach(rows: list[dict[str, Any]], path: Path) -> None:
     """A panel for each kind of figure, `NAME LENGTH`, over the lengths: a line for each stage, its means."""
-    names = [name for name in rows[0] if name not in ("seed", "stage", "seconds")]
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    names, stages = _drawn(rows)
     lengths = {name: int(name.rpartition(" ")[2].replace(",", "")) for name in names}
     kinds = list(dict.fromkeys(name.rpartition(" ")[0] for name in names))
 
@@ -65,6 +63,13 @@ def draw_reach(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text(svg, encoding="utf-8")
 
 
+def draw_preferences(rows: list[dict[str, Any]], path: Path) -> None:
+    """The stages, and in `overoptimisation.svg` the rewards of those that follow a reward model."""
+    draw_stages(rows, path)
+    runs = [path.with_name(f"{path.stem}-{seed}") for seed in dict.fromkeys(row["seed"] for row in rows)]
+    draw_rewards(runs, ("free", "held"), path.with_name("overoptimisation.svg"))
+
+
 def draw_rewards(runs: Sequence[Path], stages: Sequence[str], path: Path) -> None:
     """Rewards of sampled answers against the KL of an answer to the weights that the stages began with."""
 
@@ -87,6 +92,12 @@ def draw_rewards(runs: Sequence[Path], stages: Sequence[str], path: Path) -> Non
     panels = [(title, panel(metric)) for metric, title in REWARDS.items()]
     svg = figure_svg(panels, standalone=True, x_label="KL of an answer, nats", height=4.6)
     path.write_text(svg, encoding="utf-8")
+
+
+def _drawn(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The names of the figures, and the stages."""
+    names = [name for name in rows[0] if name not in ("seed", "stage", "seconds")]
+    return names, list(dict.fromkeys(row["stage"] for row in rows))
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:

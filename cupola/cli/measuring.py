@@ -1,5 +1,7 @@
 """What `cupola eval` measures besides bits per byte: probes of long contexts, loss by position, tasks."""
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,12 +144,12 @@ def probes(opened: Any, asked: Asked, display: Display) -> Measured:
 def by_position(
     opened: Any, texts: Mapping[str, list[str]], kind: str, asked: Asked, display: Display
 ) -> Measured:
-    """Loss by position of all texts together, and under `kind` that of each name."""
-    from cupola.evaluate import LossByPosition, loss_by_position, refuse_beyond_positions
+    """Loss by position of all texts together, and under `kind` that of each name; there is at least one."""
+    from cupola.evaluate import loss_by_position, refuse_beyond_positions
 
     length = asked.lengths[0] if asked.lengths else opened.sequence_length
     refuse_beyond_positions(opened.module, [length])
-    found: dict[str, LossByPosition] = {
+    found = {
         name: loss_by_position(
             opened.module,
             opened.tokenizer,
@@ -159,11 +161,8 @@ def by_position(
         )
         for name, documents in texts.items()
     }
-    together = found[next(iter(found))] if found else None
-    for other in list(found.values())[1:]:
-        assert together is not None
-        together = together + other
-    if together is None or not together.rows:
+    together = functools.reduce(operator.add, found.values())
+    if not together.rows:
         raise InputError(
             f"--length {length}: no text is so long; take a shorter length, or give a long --text FILE"
         )

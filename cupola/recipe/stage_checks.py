@@ -42,6 +42,7 @@ def stage_problems(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]
     if stage.objective != "reward" and stage.reward != RewardModel():
         yield Problem((*path, "reward"), "has no effect without objective reward; remove it")
     yield from _policy(path, stage, takes_weights)
+    yield from _rewards(recipe, name, stage)
     yield from _ppo(recipe, name, stage)
     if fault := length_fault(stage.sequence_length.values):
         yield Problem((*path, "sequence_length"), fault)
@@ -150,14 +151,19 @@ def _policy(path: tuple[str, ...], stage: Stage, takes_weights: bool) -> Iterato
         )
 
 
+def _rewards(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
+    """What the rewards are called, and where reward models come from."""
+    if not stage.samples:
+        return
+    path = ("stages", name, "policy", "rewards")
+    yield from (Problem((*path, n), fault) for n in stage.policy.rewards if (fault := reward_fault(n)))
+    for reward in stage.policy.reward_stages():
+        yield from _reward_model(recipe, name, reward, path)
+
+
 def _ppo(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
-    """What a critic asks of the settings, and where reward models come from."""
+    """What a critic asks of the settings, and where its head comes from."""
     path = ("stages", name)
-    if stage.samples:
-        rewards = (*path, "policy", "rewards")
-        yield from (Problem((*rewards, n), fault) for n in stage.policy.rewards if (fault := reward_fault(n)))
-        for reward in stage.policy.reward_stages():
-            yield from _reward_model(recipe, name, reward, rewards)
     if stage.objective != "ppo":
         if stage.ppo != Ppo():
             yield Problem((*path, "ppo"), "has no effect without objective ppo; remove it")

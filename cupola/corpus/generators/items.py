@@ -56,6 +56,11 @@ def number_below(limit: int, *key: int | str) -> int:
     return int.from_bytes(digest, "big") % limit
 
 
+def number_between(least: int, most: int, *key: int | str) -> int:
+    """A number from `least` to `most`, the same for the same key."""
+    return least + number_below(most - least + 1, *key)
+
+
 def drawn(options: Sequence[Choice], count: int, *key: int | str) -> list[Choice]:
     """`count` different options in some order, the same for the same key."""
     left = list(options)

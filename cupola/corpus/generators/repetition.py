@@ -10,7 +10,7 @@ passages have at most a sixteenth of its words, and short texts come before long
 Guarantees: a text is a function of seed and number alone. There are no numbers in it, so none of a probe.
 """
 
-from cupola.corpus.generators.items import Items, chosen, number_below
+from cupola.corpus.generators.items import Items, chosen, number_between
 from cupola.corpus.generators.word_lists import WORDS
 
 SHORTEST, SHARE, LONGEST = 4, 16, 64
@@ -25,13 +25,13 @@ def repetitions(seed: int, words: tuple[int, int]) -> Items[str]:
 
     def make(number: int) -> str:
         key = (seed, "repetition", number)
-        length = words[0] + number_below(words[1] - words[0] + 1, *key, "length")
+        length = number_between(*words, *key, "length")
         longest = min(LONGEST, length // SHARE)
         text: list[str] = []
         while len(text) < length:
             own = (*key, len(text))
-            size = SHORTEST + number_below(longest - SHORTEST + 1, *own, "size")
-            times = FEWEST + number_below(MOST - FEWEST + 1, *own, "times")
+            size = number_between(SHORTEST, longest, *own, "size")
+            times = number_between(FEWEST, MOST, *own, "times")
             text += [chosen(WORDS, *own, "word", place) for place in range(size)] * times
         return " ".join(text[:length])
 

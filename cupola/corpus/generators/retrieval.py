@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cupola.corpus.generators.items import Items, chosen, drawn, number_below, place_of
+from cupola.corpus.generators.items import Items, chosen, drawn, number_below, number_between, place_of
 from cupola.corpus.generators.word_lists import WORDS
 
 Kind = Literal["passkey", "needle"]
@@ -101,9 +101,9 @@ def documents(seed: int, words: tuple[int, int]) -> Items[str]:
     def make(number: int) -> str:
         key = (seed, "retrieval", number)
         kind: Kind = ("passkey", "needle")[number_below(2, *key, "kind")]
-        length = words[0] + number_below(words[1] - words[0] + 1, *key, "length")
+        length = number_between(*words, *key, "length")
         most = min(MOST_NEEDLES, max(1, length // WORDS_A_NEEDLE))
-        count = 1 if kind == "passkey" or most == 1 else 2 + number_below(most - 1, *key, "needles")
+        count = 1 if kind == "passkey" or most == 1 else number_between(2, most, *key, "needles")
         needles = _needles(kind, [_number(number * MOST_NEEDLES + i, seed) for i in range(count)], *key)
         asked = [f"{n.question} {n.answer}." for n in drawn(needles, count, *key, "asked")]
         fixed = [OPENINGS[kind], *(needle.sentence for needle in needles), *asked]

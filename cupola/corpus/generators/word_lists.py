@@ -6,7 +6,7 @@ new. There is no end of items (over 10**13 lists); two that are the same are dro
 
 from collections.abc import Callable, Sequence
 
-from cupola.corpus.generators.items import Facts, Items, Turns, chosen, drawn, number_below
+from cupola.corpus.generators.items import Facts, Items, Turns, chosen, drawn, number_between
 from cupola.errors import InputError
 
 SHORTEST, LONGEST = 2, 6
@@ -50,7 +50,7 @@ def word_lists(task: str, seed: int, facts: Sequence[Facts]) -> Items:
     """Items of one task: `copying`, `reversing` or `sorting`."""
 
     def make(number: int) -> Turns:
-        length = SHORTEST + number_below(LONGEST - SHORTEST + 1, seed, task, "length", number)
+        length = number_between(SHORTEST, LONGEST, seed, task, "length", number)
         words = drawn(WORDS, length, seed, task, "words", number)
         question = chosen(WORDINGS[task], seed, task, "wording", *words).format(words=", ".join(words))
         return [question, _answer(task, question)]
