@@ -38,6 +38,7 @@ class Branch:
         tokens: of the stage; of one that answers questions, these.
         heldout: source -> bits per byte at its end.
         metrics: what its objective is judged by, at its end.
+        rewards: name -> weight of what its own answers were rewarded by; of a stage that samples none, none.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Branch:
     heldout_bits_per_byte: float | None
     heldout: dict[str, float]
     metrics: dict[str, float]
+    rewards: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
         """For `comparison.json`."""
@@ -90,6 +92,8 @@ class BranchComparison:
             ["final loss", *(_figure(branch.final_loss) for branch in self.branches)],
             ["held-out", *(_figure(branch.heldout_bits_per_byte) for branch in self.branches)],
         ]
+        if any(branch.rewards for branch in self.branches):
+            rows.append(["rewards", *(_names(branch.rewards) for branch in self.branches)])
         for key in dict.fromkeys(key for branch in self.branches for key in branch.metrics):
             rows.append([key, *(_figure(branch.metrics.get(key)) for branch in self.branches)])
         for source in dict.fromkeys(source for branch in self.branches for source in branch.heldout):
@@ -102,6 +106,11 @@ def _figure(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value > 1 and value == int(value) else f"{value:.3f}"
+
+
+def _names(rewards: dict[str, float]) -> str:
+    named = [name if weight == 1 else f"{weight:g} x {name}" for name, weight in rewards.items()]
+    return ", ".join(named) or "–"
 
 
 Chosen = list[tuple[RunFolder, StageFolder]]
@@ -190,6 +199,7 @@ def _branch(label: str, run: RunFolder, recipe: Recipe, stage: StageFolder, reco
         heldout_bits_per_byte=facts.get("heldout_bits_per_byte"),
         heldout=records.heldout,
         metrics=finite_figures(facts.get("metrics") or {}),
+        rewards=settings.policy.rewards if settings and settings.samples else {},
     )
 
 
@@ -254,4 +264,6 @@ def _cautions(runs: Sequence[RunFolder], branches: Sequence[Branch]) -> list[str
         found.append(f"the held-out text of {', '.join(differing)} differs between the runs")
     if len({branch.objective for branch in branches}) > 1:
         found.append("held-out bits per byte are of what each objective is judged by; compare them by source")
+    if len({_names(branch.rewards) for branch in branches if branch.rewards}) > 1:
+        found.append("their rewards differ, so the figures of reward are of different things")
     return found

@@ -35,6 +35,8 @@ from cupola.storage import digest
 TOLERANCE = 0.03
 SAMPLED_ROWS, SAMPLED_AFTER, SAMPLED_TOKENS = 64, 16, 8
 """Answers, question's tokens and answer's tokens of the measurement of sampling."""
+WARM_AFTER = 20.0
+"""Seconds of a pass beside which its warming up is nothing, so that it is not made twice."""
 OVERFIT_STEPS = 60
 OVERFIT_SHARE = 0.6
 OVERFIT_TOKENS = 256
@@ -209,7 +211,7 @@ def _two_answers(tokens: torch.Tensor, stage: Stage) -> Microbatch:
 def _timed_pass(
     engine: LocalEngine, objective: objectives.Objective, microbatch: Microbatch, device: torch.device
 ) -> tuple[float, float]:
-    """Seconds of a forward and backward pass (the second of two, the first one warms up), and the loss."""
+    """Seconds of a forward and backward pass, and the loss. The first of two warms up, if it is short."""
     sequences = microbatch.answers.count if microbatch.answers else 0
     batch = Batch(0, 0, [microbatch], {}, int((microbatch.targets >= 0).sum()), sequences)
     for _ in range(2):
@@ -218,6 +220,8 @@ def _timed_pass(
         result = engine.forward_backward([microbatch], objective, objective.normaliser(batch))
         loss = float(result.loss)
         seconds = time.perf_counter() - begun
+        if seconds > WARM_AFTER:
+            break
     return seconds, loss
 
 

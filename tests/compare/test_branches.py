@@ -16,9 +16,11 @@ from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.origin import read_origin
 from cupola.pipeline.run import run
 from cupola.recipe.loading import load
+from tests.pipeline.test_grpo import GRPO
 from tests.pipeline.test_sft import SFT, chat_recipe  # noqa: F401
 
 PAIRS = [{"prompt": f"Say {n}.", "chosen": f"{n} it is.", "rejected": "No."} for n in range(60)]
+REWARDS = {"rl": {"finished": 1.0}, "chance": {"finished": 0.5, "random": 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(chat_recipe: Path, tmp_path: Path, kept: Path) -> Path:  # noqa: F811
-    """`base` (pretrain, sft, and two branches of it) and `next`, which begins with its sft."""
+    """`base` (pretrain, sft, and branches of it) and `next`, which begins with its sft."""
     if not (kept / "base").exists():
         (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)), encoding="utf-8")
         recipe = yaml.safe_load(chat_recipe.read_text())
@@ -42,6 +44,10 @@ def runs(chat_recipe: Path, tmp_path: Path, kept: Path) -> Path:  # noqa: F811
             "more": {**short, "parent": "sft"},
             "scratch": {**short, "carry": []},
         }
+        policy = {**GRPO["policy"], "max_completion_length": 4}
+        for name, rewards in REWARDS.items():
+            grpo = {**GRPO, "tokens": "1 steps", "parent": "sft", "policy": {**policy, "rewards": rewards}}
+            recipe["stages"][name] = grpo
         chat_recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
         assert run(load(chat_recipe), kept / "base", None, Display(), check_first=False).error is None
         recipe |= {"begin": {"weights": str(kept / "base"), "stage": "sft"}, "stages": {"sft": short}}
@@ -103,19 +109,40 @@ def test_table_and_picture(runs, capsys, monkeypatch):
     assert np.allclose(y, [row["metrics"]["preference_accuracy"] for row in evaluations])
 
 
+def test_of_different_rewards_it_is_said(runs, capsys):
+    assert main(["compare", f"{runs}/base:rl", f"{runs}/base:chance", f"{runs}/base:dpo"]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"rewards +finished +0\.5 x finished, random +–", printed.out)
+    assert "their rewards differ" in printed.err
+    result = compared(capsys, f"{runs}/base:rl", f"{runs}/base:dpo")
+    assert [found["rewards"] for found in result["stages"]] == [REWARDS["rl"], {}]
+    assert not any("rewards differ" in line for line in result["cautions"])
+
+
 def test_stages_of_two_runs_and_what_a_run_began_with(runs, capsys):
     result = compared(capsys, f"{runs}/next", f"{runs}/base:scratch", "--out", str(runs / "both"))
     assert [found["label"] for found in result["stages"]] == ["next:sft", "base:scratch"]
     assert [found["lineage"] for found in result["stages"]] == [["base:sft", "sft"], ["scratch"]]
     assert result["comparison"] == str(runs / "both")
     whole = compared(capsys, str(runs / "base"), "--out", str(runs / "whole"))
-    assert [found["label"] for found in whole["stages"]] == ["pretrain", "sft", "dpo", "more", "scratch"]
+    assert [found["label"] for found in whole["stages"]] == [
+        "pretrain",
+        "sft",
+        "dpo",
+        "more",
+        "scratch",
+        "rl",
+        "chance",
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{runs}/base:rl"], "no stage rl there; {runs}/base has pretrain, sft, dpo, more, scratch"),
+        (
+            ["{runs}/base:ppo"],
+            "no stage ppo there; {runs}/base has pretrain, sft, dpo, more, scratch, rl, chance",
+        ),
         (["{runs}/base:dpo", "{runs}/base"], "{runs}/base:dpo is named twice; name each stage once"),
         (["{runs}/base:dpo", "quickstart"], "quickstart: is no stage of a run (RUN:STAGE)"),
         (["{runs}/base", "--seeds", "3"], "--seeds: is for recipes"),
