@@ -7,7 +7,6 @@ is ready, or that the contender is absent. It ends when its standard input does.
 
 import json
 import os
-import resource
 import sys
 import time
 from itertools import pairwise
@@ -20,6 +19,7 @@ from bench.contenders import CONTENDERS, Settings
 from bench.families import FAMILIES
 from bench.shapes import Shape
 from bench.updates import OPTIMIZERS
+from cupola.parallel.device import peak_memory
 
 BATCHES = 8
 
@@ -30,13 +30,6 @@ def batches(shape: Shape, device: str) -> list[tuple[torch.Tensor, torch.Tensor]
     size = (BATCHES, shape.batch, shape.sequence + 1)
     rows = torch.randint(shape.vocabulary, size, generator=generator).to(device)
     return [(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
-
-
-def peak_bytes(device: str) -> int:
-    """Most memory held at once: of the GPU where there is one, else of the process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
@@ -68,8 +61,8 @@ def main() -> None:
             "step_seconds": [after - before for before, after in pairwise(ends)],
             "cpu_seconds": time.process_time() - cpu,
             "loss": loss,
-            "peak_bytes": peak_bytes(settings.device),
-            "step_bytes": peak_bytes(settings.device) - before,
+            "peak_bytes": peak_memory(torch.device(settings.device)),
+            "step_bytes": peak_memory(torch.device(settings.device)) - before,
         }
         print(json.dumps(answer), file=answers)
 

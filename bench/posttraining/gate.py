@@ -5,10 +5,13 @@ they can take turns. What they do is as it would be without: the loop goes on wh
 """
 
 import json
-import resource
 import sys
 import time
 from typing import IO, Any
+
+import torch
+
+from cupola.parallel.device import peak_memory
 
 
 class Gate:
@@ -56,6 +59,6 @@ class Gate:
                 cpu_seconds=time.process_time() - self.cpu,
                 units=self.units * steps,
                 figures={name: sum(values) / len(values) for name, values in self.figures.items()},
-                peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                peak_bytes=peak_memory(torch.device("cpu")),
             )
             self.wait()
