@@ -31,13 +31,14 @@ Generator = Literal[
     "definitions",
     "retrieval",
     "repetition",
+    "recall",
     "reasoning_gym",
 ]
 GYM = "reasoning_gym"
 """The one whose items are a task's of the package of that name."""
 READING_GENERATORS = ("country_questions", "definitions")
 """Those that ask what a package or file says; the others make up what they ask."""
-TEXT_GENERATORS = ("retrieval", "repetition")
+TEXT_GENERATORS = ("retrieval", "repetition", "recall")
 """Those that make texts; the others make conversations."""
 WORDS = (200, 1000)
 """Of a generated text, where the recipe does not say."""
@@ -71,7 +72,8 @@ class Corpus(Strict):
     generate: Generator | None = None
     """A program that makes conversations, or with `format: preference` pairs of a right and a wrong answer
     (sums, lists of words, questions about what the source beside it holds, a `task` of `reasoning_gym`), or
-    texts that hide something and ask for it (`retrieval`) or say a passage again and again (`repetition`)."""
+    texts that hide something and ask for it (`retrieval`) or say a passage again and again, of words
+    (`repetition`) or of words and numbers (`recall`)."""
     task: str | None = Field(default=None, min_length=1)
     """Which task of `reasoning_gym` (extra `reasoning-gym`), such as `chain_sum`."""
     settings: dict[str, Any] | None = None

@@ -1,14 +1,27 @@
-"""Texts that say passages again and again: of the length wanted, and of words alone."""
+"""Texts that say passages again and again: of the length wanted, of words alone or of words and numbers."""
+
+from itertools import groupby
 
 import pytest
 
 from cupola.corpus.generators import TEXT_PROGRAMS
-from cupola.corpus.generators.repetition import FEWEST, LONGEST, MOST, SHARE, SHORTEST
+from cupola.corpus.generators.repetition import (
+    FEWEST,
+    LONGEST,
+    MOST,
+    MOST_KEY,
+    MOST_PAIRS,
+    SHARE,
+    SHORTEST,
+    WORDS_A_PAIR,
+)
 from cupola.corpus.generators.word_lists import WORDS
 
+Text = list[str]
 
-def made(number: int, seed: int = 0, words: tuple[int, int] = (100, 300)) -> list[str]:
-    return TEXT_PROGRAMS["repetition"](seed, words).make(number).split(" ")
+
+def made(number: int, seed: int = 0, words: tuple[int, int] = (100, 300), by: str = "repetition") -> Text:
+    return TEXT_PROGRAMS[by](seed, words).make(number).split(" ")
 
 
 def passages(words: list[str]) -> list[tuple[int, int]]:
@@ -27,10 +40,11 @@ def passages(words: list[str]) -> list[tuple[int, int]]:
     return found
 
 
-def test_a_text_is_a_function_of_seed_and_number() -> None:
-    forward = [made(number) for number in range(20)]
-    assert [made(number) for number in reversed(range(20))] == forward[::-1]
-    assert [made(number, seed=1) for number in range(20)] != forward
+@pytest.mark.parametrize("by", ["repetition", "recall"])
+def test_a_text_is_a_function_of_seed_and_number(by: str) -> None:
+    forward = [made(number, by=by) for number in range(20)]
+    assert [made(number, by=by) for number in reversed(range(20))] == forward[::-1]
+    assert [made(number, seed=1, by=by) for number in range(20)] != forward
 
 
 @pytest.mark.parametrize("words", [(100, 100), (100, 300), (1500, 1500)])
@@ -48,3 +62,25 @@ def test_passages_are_said_three_to_eight_times(words: tuple[int, int]) -> None:
 
 def test_there_are_words_alone_so_no_number_of_a_probe() -> None:
     assert {word for number in range(50) for word in made(number)} <= set(WORDS)
+
+
+def test_what_is_recalled_are_numbers_behind_words_and_none_is_of_a_probe() -> None:
+    counts = set()
+    for number in range(100):
+        text = made(number, by="recall")
+        assert 100 <= len(text) <= 300
+        runs = [(digits, list(run)) for digits, run in groupby(text, str.isdecimal)]
+        pairs = list(zip(runs[::2], runs[1::2], strict=False))[:-1]  # the last one may be cut off
+        for (digits, key), (_, value) in pairs:
+            assert not digits
+            assert 1 <= len(key) <= MOST_KEY
+            assert set(key) <= set(WORDS)
+            assert len(value) == 6
+            assert sum(map(int, value)) % 10 != 0
+        said = [(*key, *value) for (_, key), (_, value) in pairs]
+        times = next(
+            p for p in range(1, MOST_PAIRS + 1) if said[:p] == said[p : 2 * p] == said[2 * p : 3 * p]
+        )
+        assert times <= len(text) // WORDS_A_PAIR
+        counts.add(times)
+    assert counts == set(range(1, MOST_PAIRS + 1))

@@ -80,6 +80,7 @@ PROGRAMS: dict[str, Program] = {
 TEXT_PROGRAMS: dict[str, Callable[[int, tuple[int, int]], Items[str]]] = {
     "retrieval": retrieval.documents,
     "repetition": repetition.repetitions,
+    "recall": repetition.recalls,
 }
 """Seed, and the least and most words of a text -> what it can make; names as above
 (`recipe.corpora.TEXT_GENERATORS`)."""

@@ -24,8 +24,10 @@ Kind = Literal["passkey", "needle"]
 DIGITS = 6
 BODIES = 10 ** (DIGITS - 1)
 """Numbers without their last digit, which the sum of the digits decides."""
+NUMBERS = 9 * BODIES
+"""Those of all documents, so none of a probe."""
 MOST_NEEDLES = 4
-DOCUMENTS = 9 * BODIES // MOST_NEEDLES
+DOCUMENTS = NUMBERS // MOST_NEEDLES
 """Documents of one seed: each of them has `MOST_NEEDLES` numbers to itself."""
 USUAL_DOCUMENTS = 10_000
 WORDS_A_NEEDLE = 50
@@ -98,13 +100,16 @@ class Needle:
 def documents(seed: int, words: tuple[int, int]) -> Items[str]:
     """Texts of both kinds, of about `words[0]` to `words[1]` words."""
 
+    def hidden(place: int) -> str:
+        return number_at(place_of(place, NUMBERS, seed, "retrieval"))
+
     def make(number: int) -> str:
         key = (seed, "retrieval", number)
         kind: Kind = ("passkey", "needle")[number_below(2, *key, "kind")]
         length = number_between(*words, *key, "length")
         most = min(MOST_NEEDLES, max(1, length // WORDS_A_NEEDLE))
         count = 1 if kind == "passkey" or most == 1 else number_between(2, most, *key, "needles")
-        needles = _needles(kind, [_number(number * MOST_NEEDLES + i, seed) for i in range(count)], *key)
+        needles = _needles(kind, [hidden(number * MOST_NEEDLES + i) for i in range(count)], *key)
         asked = [f"{n.question} {n.answer}." for n in drawn(needles, count, *key, "asked")]
         fixed = [OPENINGS[kind], *(needle.sentence for needle in needles), *asked]
         left = length - sum(len(text.split()) for text in fixed)
@@ -185,9 +190,9 @@ def _needles(kind: Kind, numbers: Sequence[str], *key: int | str) -> list[Needle
     return made
 
 
-def _number(place: int, seed: int) -> str:
-    """The number at a place among those of all documents: digits whose sum is no multiple of 10."""
-    body, rest = divmod(place_of(place, 9 * BODIES, seed, "retrieval"), 9)
+def number_at(place: int) -> str:
+    """One of the `NUMBERS`, by its place among them: digits whose sum is no multiple of 10."""
+    body, rest = divmod(place, 9)
     return _with_sum(body, rest + 1)
 
 
