@@ -8,7 +8,9 @@ A user's function gets lists as long as there are answers and gives a number for
 where `prompts` are messages with `role` and `content`, and `answers` the corpus's own.
 """
 
+import contextlib
 import importlib.util
+import inspect
 import math
 import re
 from collections import Counter
@@ -138,11 +140,23 @@ def find(name: str) -> Reward:
         raise InputError(f"rewards: {file} has no function {function}") from None
     except (Exception, SystemExit) as error:
         raise InputError(f"rewards: {file} can't be run ({type(error).__name__}: {error})") from error
+    _refuse_other_arguments(found, f"{file}:{function}")
     return lambda answers: found(
         [[vars(message) for message in answer.question.messages] for answer in answers],
         [answer.text for answer in answers],
         [answer.question.answer for answer in answers],
     )
+
+
+def _refuse_other_arguments(found: Any, name: str) -> None:
+    """Before the stages in front of it are trained."""
+    with contextlib.suppress(ValueError):  # what is written in C may not say what it takes
+        try:
+            inspect.signature(found).bind([], [], [])
+        except TypeError as error:
+            raise InputError(
+                f"rewards: {name} has to be a function of (prompts, completions, answers): {error}"
+            ) from error
 
 
 def _file(name: str) -> Path:

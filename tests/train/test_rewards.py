@@ -87,6 +87,11 @@ def text(prompts, completions, answers):
 
 def leaves(prompts, completions, answers):
     raise SystemExit(3)
+
+def two(prompt, completion):
+    return 1.0
+
+number = 3
 """
 
 
@@ -125,3 +130,12 @@ def test_a_file_that_ends_the_process_is_refused(tmp_path):
     (tmp_path / "own.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(InputError, match=r"own\.py can't be run \(SystemExit: 3\)"):
         find(f"{tmp_path}/own.py:any")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("two", "too many positional arguments"), ("number", "not a callable")]
+)
+def test_what_takes_other_arguments_is_refused_before_anything_is_trained(name, why, tmp_path):
+    (tmp_path / "own.py").write_text(FILE)
+    with pytest.raises(InputError, match=rf"own\.py:{name} has to be a function of .*{why}"):
+        find(f"{tmp_path}/own.py:{name}")
