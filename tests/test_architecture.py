@@ -118,7 +118,7 @@ def test_what_the_map_names_is_there(module, name):
 LIGHT = ["cupola", "cupola.cli", "cupola.models.table"] + [
     module_name(path)
     for path in MODULES
-    if {"recipe", "chat"} & set(path.parts) and path.name != "__init__.py"
+    if {"recipe", "chat", "plan"} & set(path.parts) and path.name != "__init__.py"
 ]
 
 
