@@ -31,8 +31,9 @@ from cupola.data.batch import LEARNT, MISMATCHED, REJECTED
 from cupola.recipe.corpora import Format
 from cupola.recipe.rows import Rows
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same records would give another store."""
+ALIKE = "chosen and rejected are the same once the template has written them"
 Sequence = tuple[np.ndarray, np.ndarray]
 """Ids, (tokens,) int32, and what of them is learnt, (tokens,) uint8 (`data.batch`)."""
 Item = tuple[Sequence, ...]
@@ -146,6 +147,9 @@ def _pair(writing: Writing, line: str, set_aside: Counter[str]) -> Item | None:
         writing.sequence(whole, given, kind)
         for whole, kind in zip(pair.conversations(), (LEARNT, REJECTED), strict=True)
     )
+    if _alike(item):
+        set_aside[f"were dropped: {ALIKE}"] += 1
+        return None
     if length_of(item) > writing.rows.length:
         set_aside[
             f"were dropped: both answers with their prompts are over a row of {writing.rows.length}"
@@ -154,10 +158,20 @@ def _pair(writing: Writing, line: str, set_aside: Counter[str]) -> Item | None:
     return item
 
 
+def _alike(sides: Item) -> bool:
+    """Whether both have the same tokens: a template may strip blanks, by which alone the answers differed."""
+    (one, _), (other, _) = sides
+    return np.array_equal(one, other)
+
+
 def _rated(writing: Writing, lines: Iterable[str], set_aside: Counter[str]) -> Iterator[Item]:
     sides: tuple[list[Rated], list[Rated]] = ([], [])
     for line in lines:
-        for side, one in zip(sides, rated.from_json(line), strict=False):
+        found = rated.from_json(line)
+        if len(found) == 2 and _alike(tuple(writing.sequence(one.conversation()) for one in found)):
+            set_aside[f"were dropped: {ALIKE}"] += 2
+            continue
+        for side, one in zip(sides, found, strict=False):
             side.append(one)
     answers = [*sides[0], *sides[1]]
     others = next_of_another([one.prompt for one in answers])

@@ -128,6 +128,8 @@ class Rollouts:
         figures = {"reward": float(rewards.mean())}
         if len(parts) > 1 or policy.reward_stages():
             figures |= {f"reward_{name}": float(np.mean(values)) for name, values in parts.items()}
+        if "check" in parts:
+            figures |= pass_rates(torch.tensor(parts["check"]).view(-1, policy.completions))
         if policy.overlong_buffer:
             rewards += advantages.soft_overlong_punishment(
                 lengths, policy.max_completion_length, policy.overlong_buffer
@@ -231,6 +233,16 @@ def may_be_left(order: Order, policy: Policy, position: int) -> bool:
     """Whether a round of answers ends at a position."""
     clock = order.clock
     return position >= clock.end or clock.step_at(position) % policy.updates == 0
+
+
+def pass_rates(marks: Tensor) -> dict[str, float]:
+    """Of questions by answers: the share of answers that are right, and of questions with a right one among
+    all (Chen et al. 2021)."""
+    right = marks == 1
+    return {
+        "pass_at_1": float(right.float().mean()),
+        f"pass_at_{marks.shape[1]}": float(right.any(1).float().mean()),
+    }
 
 
 def _advantages(rewards: Tensor, policy: Policy) -> Tensor:

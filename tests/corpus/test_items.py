@@ -7,11 +7,11 @@ from pydoc_data import topics
 import numpy as np
 import pytest
 
-from cupola.chat import rated
+from cupola.chat import preference, rated
 from cupola.chat.conversation import as_json, read
 from cupola.chat.records import LINES
 from cupola.chat.template import load_template
-from cupola.corpus.items import Item, Writing, length_of, next_of_another
+from cupola.corpus.items import ALIKE, Item, Writing, length_of, next_of_another
 from cupola.corpus.tokenizer import Tokenizer
 from cupola.corpus.tokenizer_training import train
 from cupola.data.batch import LEARNT, MISMATCHED, REJECTED
@@ -169,3 +169,25 @@ def test_the_next_of_another_prompt_is_found() -> None:
         assert other == next(n for n in ahead if prompts[n] != prompts[place])
     assert next_of_another(prompts[:2]) is None
     assert next_of_another([]) == []
+
+
+TRIMMING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content | trim }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("format", "counted"), [("preference", 1), ("rated", 2)])
+def test_pairs_that_the_template_makes_alike_are_dropped(tokenizer: Tokenizer, tmp_path, format, counted):
+    (tmp_path / "trim.jinja").write_text(TRIMMING)
+    lines = [
+        preference.as_json(preference.read({"prompt": prompt, "chosen": chosen, "rejected": "No."}))
+        for prompt, chosen in [("One?", "Yes."), ("Two?", " No."), ("Three?", "Yes.")]
+    ]
+    for template, dropped in [(None, 0), (tmp_path / "trim.jinja", counted)]:
+        set_aside: Counter[str] = Counter()
+        writing = Writing(tokenizer, load_template(template), Rows(format, 100))
+        found = list(writing.items(lines, set_aside))
+        assert len(found) == 3 * counted - dropped
+        assert set_aside == ({f"were dropped: {ALIKE}": dropped} if dropped else {})

@@ -22,7 +22,7 @@ from cupola.pipeline.stage import stage_clock, stage_order
 from cupola.recipe.loading import load
 from cupola.train.answering import Answerer
 from cupola.train.rewards import Rewards
-from cupola.train.rollouts import Rollouts
+from cupola.train.rollouts import Rollouts, pass_rates
 from tests.pipeline.test_resume import Crash, Saboteur, final_weights, steps_in_metrics
 from tests.pipeline.test_sft import chat_recipe, rows_of  # noqa: F401
 
@@ -158,6 +158,18 @@ def test_the_reward_of_a_task_is_its_scorers(recipe_path: Path) -> None:
     for question in questions.questions:
         for text in (question.answer, f"= {question.answer}", f"about {question.answer}", "none"):
             assert questions.score(question, text) == scorer(text, {"answer": question.answer})
+
+
+def test_passed_is_an_answer_and_a_question_with_one_that_is_right():
+    marks = torch.tensor([[1.0, 0.5, 0.0, 1.0], [0.0, 0.9, 0.0, 0.0]])
+    assert pass_rates(marks) == {"pass_at_1": 2 / 8, "pass_at_4": 1 / 2}
+
+
+def test_where_answers_are_checked_it_is_measured_how_many_pass(recipe_path: Path, tmp_path: Path) -> None:
+    changes = ["stages.rl.policy.rewards={check: 1}", "stages.rl.tokens=1 steps", "stages.sft.tokens=1 steps"]
+    assert run(load(recipe_path, changes), tmp_path / "run", None, Display(), check_first=False).error is None
+    (row,) = rows_of(RunFolder(tmp_path / "run").stage(3, "rl").metrics)
+    assert 0 <= row["pass_at_1"] <= row["pass_at_6"] <= 1
 
 
 def test_reward_rises(trained: Path) -> None:

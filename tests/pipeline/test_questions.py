@@ -132,6 +132,14 @@ def test_what_is_no_task_is_refused(recipe: Recipe, task: str, line: str) -> Non
     assert str(caught.value).startswith(line)
 
 
+def test_pairs_of_the_same_program_are_not_meant(recipe: Recipe) -> None:
+    blocks = {"asked": {"generate": "copying"}, "pairs": {"generate": "copying", "format": "preference"}}
+    corpora = {name: Corpus.model_validate(block) for name, block in blocks.items()}
+    for names, source in [(["asked", "pairs"], "asked"), (["pairs"], "copying, seed")]:
+        run = recipe.model_copy(update={"corpora": {name: corpora[name] for name in names}})
+        assert source in find_exam(run, {}, "copying", 5, Heard()).source
+
+
 def test_it_is_said_when_a_corpus_has_changed(recipe: Recipe) -> None:
     heard = Heard()
     facts = gather("sums", recipe.corpora["sums"], heard).facts
