@@ -122,7 +122,7 @@ LIGHT = ["cupola", "cupola.cli", "cupola.models.table"] + [
 ]
 
 
-def test_recipe_chat_table_and_command_line_load_no_torch():
+def test_recipe_chat_table_plan_and_command_line_load_no_torch():
     code = f"import sys, importlib\nfor name in {LIGHT}: importlib.import_module(name)\n"
     code += "print('torch' in sys.modules, 'transformers' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
