@@ -94,7 +94,9 @@ def _cell(values: list[float], name: str) -> str:
     return f"{mean} ({', '.join(format(value, shape) for value in values)})"
 
 
-@click.command(help=__doc__)
+@click.command(
+    help=(__doc__ or "").replace("\n\n    ", "\n\n\b\n    ")
+)  # click leaves such a paragraph as it is
 @click.argument("name", type=click.Choice(list(PROOFS)))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="1, 2, 3, ...")
 @click.option("--out", default="proofs", show_default=True, type=click.Path(path_type=Path))

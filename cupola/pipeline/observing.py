@@ -12,7 +12,7 @@ from typing import Any
 
 from cupola import json_lines
 from cupola.display import Display
-from cupola.evaluate import choose_texts, combined, heldout_bits
+from cupola.evaluate import BitsPerByte, choose_texts, combined, heldout_bits
 from cupola.generate import answer, continue_texts
 from cupola.models.stack import LanguageModel
 from cupola.parallel.device import Precision
@@ -97,10 +97,10 @@ class Observer:
             "metrics": judged.metrics,
         }
         json_lines.append(self.folder.evaluations, result)
-        by_source = ", ".join(f"{source} {bits.bits_per_byte:.3f}" for source, bits in sources.items())
+        by_source = ", ".join(f"{source} {_shown(bits)}" for source, bits in sources.items())
         what = "held-out answers" if judged.bits else "held out"
         more = f"; {judged.said}" if judged.said else ""
-        self.display.say(f"  step {step}: {what} {total.bits_per_byte:.3f} bits per byte ({by_source}){more}")
+        self.display.say(f"  step {step}: {what} {_shown(total)} bits per byte ({by_source}){more}")
         return result
 
     def _sample(self, step: int, tokens: int) -> None:
@@ -146,3 +146,7 @@ class Observer:
             {"prompt": messages[-1].content, "text": done.text}
             for messages, done in zip(opened, answered, strict=True)
         ]
+
+
+def _shown(bits: BitsPerByte) -> str:
+    return f"{bits.bits_per_byte:.3f}" if bits.bytes else "–"

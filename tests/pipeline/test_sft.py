@@ -276,3 +276,12 @@ def test_conversations_longer_than_a_row_are_counted(chat_recipe: Path, tmp_path
         load(chat_recipe, ["corpora.counting.heldout=0", "stages.sft.supervised.too_long=leave_out"]), heard
     )
     assert "counting: 2 conversations are longer than a row of 96 tokens and were left out" in heard.warnings
+
+
+def test_where_nothing_is_held_out_no_figure_is_said(chat_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "counting.jsonl").write_text(json.dumps(conversation(1)))
+    heard = Heard()
+    assert run(load(chat_recipe), tmp_path / "run", None, heard, check_first=False).error is None
+    said = [line for line in heard.said if "bits per byte" in line and "counting" in line]
+    assert said
+    assert all("counting –)" in line and "nan" not in line for line in said)
