@@ -16,21 +16,6 @@ import torch
 from torch import Tensor
 
 
-def rotated_sides(shape: tuple[int, ...], largest: int, ratio: float) -> tuple[bool, bool]:
-    """Whether rows and columns of a matrix are rotated.
-
-    A side is not if it is longer than `largest` (`max_precond_dim` of the authors' code), or more than
-    `ratio` times as long as the other: each gradient then says little about it (its rank is that of the
-    shorter side), while its basis costs most. The paper's one-sided variant, which rotates the shorter side
-    only, is a ratio of 1.
-    """
-    rows, columns = shape[-2:]
-    return (
-        1 < rows <= min(largest, ratio * columns),
-        1 < columns <= min(largest, ratio * rows),
-    )
-
-
 def rotate(matrices: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     """Q_L^T X Q_R; None leaves a side as it is."""
     if left is not None:

@@ -38,6 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cupola.models.table.states import rotated_sides
 from cupola.optim import eigenbasis
 from cupola.optim.adamw import AdamW
 from cupola.optim.layout import WHOLE, Layout
@@ -60,7 +61,7 @@ class Soap(AdamW):
         betas, eps: decay rates of the moments, and what is added to the root of the second; of both.
         precondition_every: steps from one renewal of a matrix's bases to the next.
         covariance_decay: of L and R; by default that of the second moment.
-        largest_preconditioned, one_sided_above: which sides are rotated, see `eigenbasis.rotated_sides`.
+        largest_preconditioned, one_sided_above: which sides are rotated, see `models.table.states.rotated_sides`.
         dtype: of the state of matrices, and of the products with it; decompositions are in fp32.
         layout: where a sharded matrix is whole.
 
@@ -117,7 +118,7 @@ class Soap(AdamW):
         return families
 
     def _sides(self, shape: tuple[int, ...]) -> tuple[bool, bool]:
-        return eigenbasis.rotated_sides(shape, self.largest_preconditioned, self.one_sided_above)
+        return rotated_sides(shape, self.largest_preconditioned, self.one_sided_above)
 
     def parts(self, role: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Of a matrix the moments in its basis, and covariance and basis of each rotated side."""

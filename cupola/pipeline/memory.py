@@ -6,7 +6,6 @@ dry run measures it. Where memory runs out all the same, `running_out` makes one
 """
 
 import contextlib
-import math
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,11 @@ from cupola.display import count, size
 from cupola.errors import CupolaError
 from cupola.models import table
 from cupola.models.table import trained
-from cupola.optim.eigenbasis import rotated_sides
+from cupola.models.table.states import FP32, state_bytes
 from cupola.parallel.device import default_device, total_memory
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer, Recipe, Stage
 
-FP32, BF16 = 4, 2
 CONTROL_GROUPS = (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 CURE = "lower model.width or model.layers, or take a machine with more memory"
 
@@ -56,21 +54,8 @@ def _bytes_of_training(model: Model, rows: int, stage: Stage) -> tuple[int, str]
     part = trained.of_stage(model, rows, stage)
     moving = [p for p in table.parameters(model, rows, stage.scores) if p.name in part.own]
     moving += part.adapters
-    held = sum(2 * FP32 * p.size + _bytes_of_state(p, settings) for p in moving)
+    held = sum(2 * FP32 * p.size + state_bytes(p, settings) for p in moving)
     return held + sum(FP32 * p.size for p in part.frozen), settings.kind
-
-
-def _bytes_of_state(parameter: table.Parameter, settings: Optimizer) -> int:
-    """Bytes that the optimizer keeps of a parameter."""
-    if parameter.role != "matrix" or settings.kind == "adamw":
-        return 2 * FP32 * parameter.size
-    if settings.kind == "muon":
-        return FP32 * parameter.size
-    *batch, rows, columns = parameter.shape
-    sides = rotated_sides(parameter.shape, settings.largest_preconditioned, settings.one_sided_above)
-    covariances = sum(side**2 for side, rotated in zip((rows, columns), sides, strict=True) if rotated)
-    numbers = 2 * parameter.size + 2 * math.prod(batch) * covariances
-    return numbers * (FP32 if settings.state_dtype == "fp32" else BF16)
 
 
 def available_memory(device: torch.device) -> tuple[int, str]:

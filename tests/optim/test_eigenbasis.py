@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from cupola.models.table.states import rotated_sides
 from cupola.optim import eigenbasis
 
 
@@ -35,12 +36,12 @@ def unorthogonality(basis: torch.Tensor) -> float:
     ],
 )
 def test_which_sides_are_rotated(shape, sides):
-    assert eigenbasis.rotated_sides(shape, largest=100, ratio=4.0) == sides
+    assert rotated_sides(shape, largest=100, ratio=4.0) == sides
 
 
 def test_a_ratio_of_1_is_the_one_sided_variant():
-    assert eigenbasis.rotated_sides((8, 9), largest=100, ratio=1.0) == (True, False)
-    assert eigenbasis.rotated_sides((9, 8), largest=100, ratio=1.0) == (False, True)
+    assert rotated_sides((8, 9), largest=100, ratio=1.0) == (True, False)
+    assert rotated_sides((9, 8), largest=100, ratio=1.0) == (False, True)
 
 
 def test_rotation_and_back():
