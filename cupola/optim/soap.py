@@ -61,7 +61,8 @@ class Soap(AdamW):
         betas, eps: decay rates of the moments, and what is added to the root of the second; of both.
         precondition_every: steps from one renewal of a matrix's bases to the next.
         covariance_decay: of L and R; by default that of the second moment.
-        largest_preconditioned, one_sided_above: which sides are rotated, see `models.table.states.rotated_sides`.
+        largest_preconditioned, one_sided_above: which sides are rotated, see
+            `models.table.states.rotated_sides`.
         dtype: of the state of matrices, and of the products with it; decompositions are in fp32.
         layout: where a sharded matrix is whole.
 

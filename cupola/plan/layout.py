@@ -8,7 +8,7 @@ head). How many microbatches a rank holds the activations of, p stages, rank r, 
 
     gpipe        m                                     Huang et al. 2019
     1f1b         p - r                                 Narayanan et al. 2021 (PipeDream-Flush)
-    interleaved  2 (p - r - 1) + (v - 1) p + 1 chunks  Narayanan et al. 2021; at r = 0 (1 + (p-1)/(pv)) of 1f1b's
+    interleaved  2 (p - r - 1) + (v - 1) p + 1 chunks  the same; at r = 0 (1 + (p - 1) / (p v)) of 1f1b's
     zb-h1        p                                     Qi et al. 2023, arXiv:2401.10241
     zb-h2        2 (p - r) - 1                         the same
     zb-v         p of each of 2 chunks                 Qi et al. 2024, arXiv:2405.15362
@@ -82,6 +82,11 @@ class Layout:
     def shards(self) -> int:
         """Workers over which shard stages cut: sequences are cut among them as well as rows."""
         return self.data * self.context
+
+    @property
+    def sharded(self) -> bool:
+        """Whether anything is."""
+        return self.shard > 0 and self.shards > 1
 
     @property
     def stage_count(self) -> int:
@@ -216,7 +221,7 @@ def _pipeline(model: Model, layout: Layout) -> Iterator[str]:
         yield "schedule interleaved: needs pipeline 2 or more"
     if layout.stage_count > model.layers:
         yield (
-            f"pipeline {layout.pipeline}: {layout.stage_count} stages are more than the {model.layers} layers;"
+            f"pipeline {layout.pipeline}: {layout.stage_count} stages are more than {model.layers} layers;"
             f" at most {max(1, model.layers * layout.pipeline // layout.stage_count)} would do"
         )
     elif layout.layers and (len(layout.layers), sum(layout.layers)) != (layout.stage_count, model.layers):

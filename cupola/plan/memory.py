@@ -1,75 +1,29 @@
 """Bytes that training takes on each device, component by component, and whether they fit.
 
-The weights, their gradients, fp32 masters and the optimizer's states lie there all the time, cut by tensor,
-pipeline, expert, and by what is sharded. Activations are those of the microbatches that a pipeline rank holds
-at once (`layout`), layer by layer (`activations`). On top of them comes the larger of two things, which
-are never there together: the head, with its logits, on the rank of the last stage; or the backward pass
-of one layer, what it brings back and its gradients. Each rank is counted, and the worst is what is needed.
+Weights, gradients, masters and optimizer states lie there all the time (`standing`). Activations are those
+of the microbatches that a pipeline rank holds at once (`layout`), layer by layer (`activations`). On top of
+them comes the larger of two things, which are never there together: the head, with its logits, on the rank of
+the last stage; or the backward pass of one layer, what it brings back and its gradients. Each rank is
+counted, and the worst is what is needed.
 
-Precisions: bf16, fp16 and fp8 keep 16-bit weights (2 bytes), masters (4), gradients (4, or 2) and states (AdamW
-8); fp32 keeps weights, gradients and states. Sharded parameters (stage 3) have no 16-bit copy but the
-layers that are gathered just then. fp8 changes products, not what is kept: its casts are made anew.
-
-Not counted: what a framework leaks, an evaluation in between, a checkpoint's copy. The share
-`fragmentation` stands for what the allocator holds and can't use; NCCL, cuBLAS and the CUDA context are a constant.
+fp8 changes products, not what is kept: its casts are made anew. Not counted: what a framework leaks, an
+evaluation in between, a checkpoint's copy. The share `fragmentation` stands for what the allocator holds
+and can't use; NCCL, cuBLAS and the CUDA context are a constant.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 from cupola.models import table
 from cupola.models.table import Parameter
-from cupola.models.table.states import state_bytes
-from cupola.plan.activations import Kernels, per_token
+from cupola.plan.activations import Kernels, key_bytes, per_token
+from cupola.plan.execution import CHUNK, LOGITS, Execution
 from cupola.plan.layout import Layout, Stage
+from cupola.plan.standing import Group, Held, held, standing
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
-
-Precision = Literal["bf16", "fp16", "fp32", "fp8"]
-Loss = Literal["eager", "vocabulary_parallel", "in_place", "compiled", "chunked"]
-GIB = 2.0**30
-
-LOGITS: dict[Loss, float] = {"eager": 12, "vocabulary_parallel": 16, "in_place": 8, "compiled": 4}
-"""Bytes for each logit where a loss is dearest.
-
-- eager: torch's `cross_entropy` of fp32 logits: log-probabilities, their gradient, the logits' gradient.
-- vocabulary_parallel: torch's `loss_parallel`: log-probabilities, zeros like them, exponentials, their sum.
-- in_place: Megatron-LM's and nanotron's: fp32 logits, and the softmax that becomes the gradient.
-- compiled: 16-bit logits and their gradient.
-
-`chunked`, ours, holds `CHUNK` bytes of logits, and the gradients of its weight and input."""
-CHUNK = 256 * 2.0**20
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How it is computed.
-
-    Attributes:
-        gradients: bytes of a gradient that lies there (4 where 16-bit ones are summed in fp32).
-        copies: 16-bit weights lie beside fp32 masters also where both are sharded (DeepSpeed's stage 3; FSDP
-            has none).
-        gather: of sharded parameters, layer by layer, or all of a rank once for a step; by default once where
-            there is a pipeline, whose microbatches would gather them again and again.
-        fragmentation: as a share of what is allocated.
-        overhead: bytes outside the allocator: CUDA's context, NCCL, cuBLAS.
-    """
-
-    precision: Precision = "bf16"
-    gradients: int = 4
-    copies: bool = False
-    gather: Literal["layer", "step"] | None = None
-    kernels: Kernels = field(default_factory=Kernels)
-    loss: Loss = "chunked"
-    fragmentation: float = 0.05
-    overhead: float = 1.5 * GIB
-
-    @property
-    def element(self) -> int:
-        """Bytes of a weight as products take it."""
-        return 4 if self.precision == "fp32" else 2
 
 
 @dataclass(frozen=True)
@@ -135,46 +89,6 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Numbers that a device holds of some parameters before anything is sharded, experts apart from the
-    rest; `states` are the bytes of the optimizer."""
-
-    dense: float = 0.0
-    experts: float = 0.0
-    dense_states: float = 0.0
-    expert_states: float = 0.0
-
-    def plus(self, other: "Held") -> "Held":
-        """Both."""
-        return Held(
-            self.dense + other.dense,
-            self.experts + other.experts,
-            self.dense_states + other.dense_states,
-            self.expert_states + other.expert_states,
-        )
-
-    @property
-    def numbers(self) -> float:
-        """All of them."""
-        return self.dense + self.experts
-
-
-def held(parameters: Sequence[Parameter], layout: Layout, optimizer: Optimizer) -> Held:
-    """What tensor and expert parallelism leave on a device of some parameters. What is cut by rows of the
-    vocabulary is padded; SOAP's covariances, which are of whole matrices, are shared out like these."""
-    found = Held()
-    for parameter in parameters:
-        ways = 1 if parameter.cut.startswith("replicate") else layout.tensor
-        is_expert = len(parameter.shape) == 3
-        share = 1 / ways / (layout.expert if is_expert else 1)
-        numbers, states = parameter.size * share, state_bytes(parameter, optimizer) * share
-        if parameter.cut == "vocabulary":
-            numbers = float(-(-parameter.shape[0] // ways) * parameter.shape[1])
-        found = found.plus(Held(0, numbers, 0, states) if is_expert else Held(numbers, 0, states, 0))
-    return found
-
-
-@dataclass(frozen=True)
 class Run:
     """A model on a layout.
 
@@ -183,6 +97,9 @@ class Run:
         sequence_length: tokens of a row.
         batch: rows of a step; None: enough to fill the pipeline.
         scores: the model has a scalar head.
+        frozen: names of parameters that are not trained.
+        added: parameters beside the model's own (LoRA's).
+        references: models of the same shape that lie there in 16 bits and are not trained.
     """
 
     model: Model
@@ -193,6 +110,9 @@ class Run:
     optimizer: Optimizer = field(default_factory=Optimizer)
     execution: Execution = field(default_factory=Execution)
     scores: bool = False
+    frozen: frozenset[str] = frozenset()
+    added: tuple[Parameter, ...] = ()
+    references: int = 0
 
     @property
     def tokens(self) -> float:
@@ -207,38 +127,44 @@ class Run:
         return self.layout.microbatches(self.batch)
 
     @cached_property
-    def by_layer(self) -> list[Held]:
+    def _parameters(self) -> list[Parameter]:
+        return [*table.parameters(self.model, self.vocabulary, self.scores), *self.added]
+
+    def _held(self, parameters: Iterable[Parameter]) -> Group:
+        return held(parameters, self.layout, self.optimizer, self.frozen)
+
+    @cached_property
+    def by_layer(self) -> list[Group]:
         """What each layer holds."""
         layers: list[list[Parameter]] = [[] for _ in range(self.model.layers)]
-        for parameter in table.parameters(self.model, self.vocabulary):
+        for parameter in self._parameters:
             if parameter.name.startswith("blocks."):
-                layers[parameter.layer].append(parameter)
-        seen: dict[tuple[tuple[object, ...], ...], Held] = {}
+                layers[int(parameter.name.split(".")[1])].append(parameter)
+        seen: dict[tuple[tuple[object, ...], ...], Group] = {}
         found = []
         for own in layers:
-            key = tuple((p.shape, p.role, p.cut) for p in own)
+            key = tuple((p.shape, p.role, p.cut, p.name in self.frozen) for p in own)
             if key not in seen:
-                seen[key] = held(own, self.layout, self.optimizer)
+                seen[key] = self._held(own)
             found.append(seen[key])
         return found
 
     @cached_property
-    def _outside(self) -> tuple[Held, Held]:
+    def _outside(self) -> tuple[Group, Group]:
         """What the first stage holds before the layers, and the last after them; a tied head lies on both
         where they are different ranks."""
-        parameters = table.parameters(self.model, self.vocabulary, self.scores)
-        outside = [p for p in parameters if not p.name.startswith("blocks.")]
+        outside = [p for p in self._parameters if not p.name.startswith("blocks.")]
         before = [p for p in outside if p.role == "embedding" or p.name.startswith("embedding")]
         after = [p for p in outside if p not in before]
         ranks = self.layout.stages(self.model.layers)
         if self.model.tied and not any(own[0].first and own[-1].last for own in ranks):
             after += [p for p in before if p.name == "embedding.weight"]
-        return held(before, self.layout, self.optimizer), held(after, self.layout, self.optimizer)
+        return self._held(before), self._held(after)
 
-    def outside(self, stages: Sequence[Stage]) -> Held:
+    def outside(self, stages: Sequence[Stage]) -> Group:
         """What stands outside the layers on a rank that holds these stages."""
         before, after = self._outside
-        found = before if any(stage.first for stage in stages) else Held()
+        found = before if any(stage.first for stage in stages) else Group()
         return found.plus(after) if any(stage.last for stage in stages) else found
 
     @cached_property
@@ -254,8 +180,7 @@ class Run:
 
     @property
     def _kernels(self) -> Kernels:
-        own = self.execution.kernels
-        return Kernels(self.execution.element, own.flash, own.fused, own.dropout, own.regather)
+        return replace(self.execution.kernels, element=self.execution.element)
 
     def activations(self, rank: int) -> float:
         """Bytes of the layers' activations that a rank holds at once."""
@@ -274,15 +199,14 @@ class Run:
         return self.tokens * max((sum(layer[1:]) for layer in own), default=0.0) + attended
 
     def _context_buffers(self) -> float:
-        """Keys and values of two workers, while those of the next arrive, and their gradients."""
+        """Keys and values of whole rows, gathered for one layer, and their gradients."""
         if not {"attention", "sliding_attention"} & set(self.model.mixers()):
             return 0.0
-        sizes = self.model.sizes()
-        keys = 2 * self.execution.element * sizes.key_value_heads * sizes.head_width / self.layout.tensor
-        return 4 * keys * self.tokens
+        keys = key_bytes(self.model, self._kernels) / self.layout.tensor
+        return 2 * 2 * keys * self.layout.rows * self.sequence_length
 
     def logits(self) -> float:
-        """Bytes of the head on the rank of the last stage: its norm, its input, logits and their gradients."""
+        """Bytes of the head on the rank of the last stage: its norm and input, logits and gradients."""
         tensor, element, width = self.layout.tensor, self.execution.element, self.model.width
         cut = tensor if self.layout.sequence_parallel else 1
         stream = element * width * self.tokens
@@ -302,62 +226,46 @@ def rank_memory(run: Run, rank: int) -> Memory:
     """Bytes on the devices of one pipeline rank."""
     layout, execution = run.layout, run.execution
     stages = layout.stages(run.model.layers)[rank]
-    outside, layers = run.outside(stages), [run.by_layer[one] for stage in stages for one in stage.layers]
-    whole = outside
-    for one in layers:
-        whole = whole.plus(one)
-    shard = layout.shard if layout.shards > 1 else 0
-    expert_shards = layout.shards / layout.expert
-
-    def cut(stage: int) -> float:
-        """Numbers that are left where this is sharded from that stage on."""
-        if shard < stage:
-            return whole.numbers
-        return whole.dense / layout.shards + whole.experts / expert_shards
-
-    mixed = execution.precision != "fp32"
-    states = whole.dense_states + whole.expert_states
-    if shard >= 1:
-        states = whole.dense_states / layout.shards + whole.expert_states / expert_shards
-    own_copy = mixed and shard == 3 and not execution.copies
-    gathered = _gathered(run, shard, outside, layers, whole)
+    groups = [run.outside(stages), *(run.by_layer[one] for stage in stages for one in stage.layers)]
+    group = functools.reduce(Group.plus, groups)
+    parameters, gradients, masters, optimizer = standing(group, layout, execution, run.references)
     memory = Memory(
         rank=rank,
-        parameters=0.0 if own_copy else execution.element * cut(3),
-        gradients=execution.gradients * cut(2) if mixed else 4 * cut(2),
-        masters=4 * cut(1) if mixed else 0.0,
-        optimizer=states,
+        parameters=parameters,
+        gradients=gradients,
+        masters=masters,
+        optimizer=optimizer,
         activations=run.activations(rank),
-        gathered=gathered,
+        gathered=_gathered(run, groups),
         logits=run.logits() if any(stage.last for stage in stages) else 0.0,
         backward=run.backward(rank),
         fragmentation=0.0,
         overhead=execution.overhead,
     )
-    return _with_fragmentation(memory, execution.fragmentation)
+    return replace(memory, fragmentation=execution.fragmentation * memory.allocated)
 
 
-def _gathered(run: Run, shard: int, outside: Held, layers: Sequence[Held], whole: Held) -> float:
+def _gathered(run: Run, groups: Sequence[Group]) -> float:
     """Parameters made whole, and gradients before they are cut.
 
     Layer by layer: two layers (the next arrives meanwhile), what stands outside them all the time, and the
     fp32 gradients of the largest group on their way; streams of their own hold these, so that they add up.
+
+    Args:
+        groups: what stands outside the layers, and each layer.
     """
     layout, execution = run.layout, run.execution
-    element = execution.element
-    largest = max((one.numbers for one in layers), default=0.0)
-    if shard == 3:
-        once = layout.pipeline > 1 if execution.gather is None else execution.gather == "step"
-        if once:
-            sharded_gradients = run.microbatches > 1
-            return whole.numbers * (element + (execution.gradients if sharded_gradients else 0))
-        return element * (outside.numbers + 2 * largest) + 4 * max(outside.numbers, largest)
-    return 4 * max(outside.numbers, largest) if shard == 2 else 0.0
-
-
-def _with_fragmentation(memory: Memory, share: float) -> Memory:
-    values = {name: getattr(memory, name) for name in memory.__dataclass_fields__}
-    return Memory(**values | {"fragmentation": share * memory.allocated})
+    outside, *layers = [group.whole for group in groups]
+    leaving = 4 * max(group.whole.trained for group in groups)
+    if layout.shard < 3 or not layout.sharded:
+        return leaving if layout.shard == 2 and layout.sharded else 0.0
+    once = layout.pipeline > 1 if execution.gather is None else execution.gather == "step"
+    if once:
+        whole = functools.reduce(Held.plus, layers, outside)
+        summed = execution.gradients * whole.trained if run.microbatches > 1 else 0.0
+        return execution.element * whole.weights + summed
+    largest = max((layer.weights for layer in layers), default=0.0)
+    return execution.element * (outside.weights + 2 * largest) + leaving
 
 
 def by_rank(run: Run) -> list[Memory]:

@@ -1,4 +1,4 @@
-"""What an optimizer keeps of a parameter: shapes, without torch. `optim` builds them, and a test holds both equal."""
+"""What an optimizer keeps of a parameter, in bytes, without torch; tests hold it equal to `optim`'s own."""
 
 import math
 
