@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_a_wheel_carries_recipes_and_presets(tmp_path):
+def test_a_wheel_carries_recipes_presets_and_catalogues(tmp_path):
     """Needs the network, for the build's own tools. `recipe/shipped`, a link here, is a folder there."""
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__")
@@ -28,5 +28,6 @@ def test_a_wheel_carries_recipes_and_presets(tmp_path):
     wanted |= {
         f"cupola/recipe/presets/{path.name}" for path in (ROOT / "cupola/recipe/presets").glob("*.yaml")
     }
+    wanted |= {f"cupola/plan/{path.name}" for path in (ROOT / "cupola/plan").glob("*.yaml")}
     assert len(wanted) > 20
     assert wanted <= carried

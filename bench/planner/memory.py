@@ -122,8 +122,7 @@ def layer_states(case: Case) -> Prediction:
     """18 bytes for each parameter of the layers on the first rank. The authors' 12 L h^2 has no biases and no
     norms: two thousandths at most."""
     run = run_of(case)
-    stages = run.layout.stages(run.model.layers)[0]
-    held = [run.by_layer[layer].whole for stage in stages for layer in stage.layers]
+    held = [run.by_layer[layer].whole for stage in run.ranks[0] for layer in stage.layers]
     states = sum(sum(standing(Group(one), replace(run.layout, shard=0), run.execution)) for one in held)
     value = states / GIB
     return Prediction(value, 0.998 * value, value, note="without the embedding")

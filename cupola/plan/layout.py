@@ -16,6 +16,7 @@ head). How many microbatches a rank holds the activations of, p stages, rank r, 
 and never more than there are.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,6 +138,12 @@ def _even(layers: int, stages: int) -> tuple[int, ...]:
     return tuple(base + (stage in more) for stage in range(stages))
 
 
+@functools.lru_cache(maxsize=16)
+def declared(model: Model, vocabulary: int, scores: bool = False) -> tuple[Parameter, ...]:
+    """`table.parameters`, remembered: a search asks for them again and again."""
+    return tuple(table.parameters(model, vocabulary, scores))
+
+
 def faults(
     model: Model,
     vocabulary: int,
@@ -188,7 +195,7 @@ def _tensor(model: Model, vocabulary: int, layout: Layout) -> Iterator[str]:
     if layout.tensor == 1:
         return
     common, first = 0, None
-    for parameter in table.parameters(model, vocabulary):
+    for parameter in declared(model, vocabulary):
         if (parts := _parts(parameter)) is not None:
             common = math.gcd(common, parts)
             if first is None and parts % layout.tensor:

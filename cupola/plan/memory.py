@@ -20,7 +20,7 @@ from cupola.models import table
 from cupola.models.table import Parameter
 from cupola.plan.activations import Kernels, key_bytes, per_token
 from cupola.plan.execution import CHUNK, LOGITS, Execution
-from cupola.plan.layout import Layout, Stage
+from cupola.plan.layout import Layout, Stage, declared
 from cupola.plan.standing import Group, Held, held, standing
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
@@ -88,6 +88,26 @@ class Memory:
         return self.total <= available * (1 - margin)
 
 
+@functools.lru_cache(maxsize=16)
+def _by_layer(
+    model: Model, vocabulary: int, scores: bool
+) -> tuple[list[Parameter], list[tuple[Parameter, ...]]]:
+    """The parameters outside the layers, and each layer's; layers alike are one and the same object."""
+    outside: list[Parameter] = []
+    layers: list[list[Parameter]] = [[] for _ in range(model.layers)]
+    for parameter in declared(model, vocabulary, scores):
+        number = _layer(parameter)
+        (outside if number is None else layers[number]).append(parameter)
+    alike: dict[tuple[tuple[object, ...], ...], tuple[Parameter, ...]] = {}
+    found = [alike.setdefault(tuple((p.shape, p.role, p.cut) for p in own), tuple(own)) for own in layers]
+    return outside, found
+
+
+def _layer(parameter: Parameter) -> int | None:
+    words = parameter.name.split(".")
+    return int(words[1]) if words[0] == "blocks" else None
+
+
 @dataclass(frozen=True)
 class Run:
     """A model on a layout.
@@ -119,6 +139,11 @@ class Run:
         """Of a microbatch on one device."""
         return self.layout.rows * self.sequence_length / self.layout.context
 
+    @cached_property
+    def ranks(self) -> list[list[Stage]]:
+        """The stages that each pipeline rank holds."""
+        return self.layout.stages(self.model.layers)
+
     @property
     def microbatches(self) -> int:
         """Of a step."""
@@ -126,38 +151,27 @@ class Run:
             return 2 * self.layout.pipeline
         return self.layout.microbatches(self.batch)
 
-    @cached_property
-    def _parameters(self) -> list[Parameter]:
-        return [*table.parameters(self.model, self.vocabulary, self.scores), *self.added]
-
     def _held(self, parameters: Iterable[Parameter]) -> Group:
         return held(parameters, self.layout, self.optimizer, self.frozen)
 
     @cached_property
     def by_layer(self) -> list[Group]:
         """What each layer holds."""
-        layers: list[list[Parameter]] = [[] for _ in range(self.model.layers)]
-        for parameter in self._parameters:
-            if parameter.name.startswith("blocks."):
-                layers[int(parameter.name.split(".")[1])].append(parameter)
-        seen: dict[tuple[tuple[object, ...], ...], Group] = {}
-        found = []
-        for own in layers:
-            key = tuple((p.shape, p.role, p.cut, p.name in self.frozen) for p in own)
-            if key not in seen:
-                seen[key] = self._held(own)
-            found.append(seen[key])
-        return found
+        _, layers = _by_layer(self.model, self.vocabulary, self.scores)
+        if not self.frozen and not self.added:
+            alike = {id(own): self._held(own) for own in {id(own): own for own in layers}.values()}
+            return [alike[id(own)] for own in layers]
+        more = [[p for p in self.added if _layer(p) == number] for number in range(len(layers))]
+        return [self._held([*own, *beside]) for own, beside in zip(layers, more, strict=True)]
 
     @cached_property
     def _outside(self) -> tuple[Group, Group]:
         """What the first stage holds before the layers, and the last after them; a tied head lies on both
         where they are different ranks."""
-        outside = [p for p in self._parameters if not p.name.startswith("blocks.")]
+        outside, _ = _by_layer(self.model, self.vocabulary, self.scores)
         before = [p for p in outside if p.role == "embedding" or p.name.startswith("embedding")]
         after = [p for p in outside if p not in before]
-        ranks = self.layout.stages(self.model.layers)
-        if self.model.tied and not any(own[0].first and own[-1].last for own in ranks):
+        if self.model.tied and not any(own[0].first and own[-1].last for own in self.ranks):
             after += [p for p in before if p.name == "embedding.weight"]
         return self._held(before), self._held(after)
 
@@ -184,17 +198,15 @@ class Run:
 
     def activations(self, rank: int) -> float:
         """Bytes of the layers' activations that a rank holds at once."""
-        stages = self.layout.stages(self.model.layers)[rank]
         counts = self.layout.in_flight(rank, self.microbatches)
         return self.tokens * sum(
             count * sum(self.activations_by_layer[layer][0] for layer in stage.layers)
-            for stage, count in zip(stages, counts, strict=True)
+            for stage, count in zip(self.ranks[rank], counts, strict=True)
         )
 
     def backward(self, rank: int) -> float:
         """Bytes of what one layer's backward pass brings back and makes."""
-        stages = self.layout.stages(self.model.layers)[rank]
-        own = [self.activations_by_layer[layer] for stage in stages for layer in stage.layers]
+        own = [self.activations_by_layer[layer] for stage in self.ranks[rank] for layer in stage.layers]
         attended = self._context_buffers() if self.layout.context > 1 else 0.0
         return self.tokens * max((sum(layer[1:]) for layer in own), default=0.0) + attended
 
@@ -225,7 +237,7 @@ class Run:
 def rank_memory(run: Run, rank: int) -> Memory:
     """Bytes on the devices of one pipeline rank."""
     layout, execution = run.layout, run.execution
-    stages = layout.stages(run.model.layers)[rank]
+    stages = run.ranks[rank]
     groups = [run.outside(stages), *(run.by_layer[one] for stage in stages for one in stage.layers)]
     group = functools.reduce(Group.plus, groups)
     parameters, gradients, masters, optimizer = standing(group, layout, execution, run.references)
