@@ -1,5 +1,6 @@
 """`cupola plan`."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,8 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, **options: A
     from cupola.plan.hardware import catalogue, parse
     from cupola.plan.request import layout_of
 
+    if math.isnan(options["margin"]):
+        raise InputError("--margin nan: a share from 0 to 0.9 is expected")
     hardware, devices = parse(options["on"], catalogue(options["hardware"]))
     requests = _requests(recipe, overrides, options)
     given = {name: options[name] for name in (*SPREAD, "shard", "schedule", "checkpointing") if options[name]}
@@ -179,7 +182,8 @@ def _execution(request: "Request", hardware: "Hardware", options: dict[str, Any]
     on_cpu = hardware.name == "cpu"
     precision: Any = options["precision"] or request.precision
     if precision == "auto":
-        precision = "fp32" if on_cpu else "bf16"
+        known = [name for name in ("bf16", "fp16") if name in hardware.peak and not on_cpu]
+        precision = known[0] if known else "fp32"
     execution = Execution(precision=precision, loss=options["loss"])
     return replace(execution, overhead=ON_CPU) if on_cpu else execution
 

@@ -31,6 +31,7 @@ class Memory:
     """Bytes on the devices of one pipeline rank.
 
     Attributes:
+        pipeline: what a rank sent on and awaits the gradient of, and where that arrives.
         gathered: sharded parameters made whole, and gradients before they are cut.
         logits: what the head takes beyond activations.
         backward: what one layer's backward pass takes beyond them.
@@ -42,6 +43,7 @@ class Memory:
     masters: float
     optimizer: float
     activations: float
+    pipeline: float
     gathered: float
     logits: float
     backward: float
@@ -56,7 +58,8 @@ class Memory:
     @property
     def allocated(self) -> float:
         """At the peak, in the allocator's count."""
-        return self.states + self.activations + self.gathered + max(self.logits, self.backward)
+        passing = max(self.logits, self.backward)
+        return self.states + self.activations + self.pipeline + self.gathered + passing
 
     @property
     def reserved(self) -> float:
@@ -77,6 +80,7 @@ class Memory:
             "master weights": self.masters,
             "optimizer states": self.optimizer,
             "activations": self.activations,
+            "pipeline": self.pipeline,
             "gathered": self.gathered,
             peak[0]: peak[1],
             "fragmentation": self.fragmentation,
@@ -204,6 +208,13 @@ class Run:
             for stage, count in zip(self.ranks[rank], counts, strict=True)
         )
 
+    def boundaries(self, rank: int) -> float:
+        """Bytes of the stages' outputs for microbatches in flight, and of the buffers for their gradients."""
+        counts = self.layout.in_flight(rank, self.microbatches)
+        sent = sum(count for stage, count in zip(self.ranks[rank], counts, strict=True) if not stage.last)
+        cut = self.layout.tensor if self.layout.sequence_parallel else 1
+        return 2 * sent * self.execution.element * self.model.width * self.tokens / cut
+
     def backward(self, rank: int) -> float:
         """Bytes of what one layer's backward pass brings back and makes."""
         own = [self.activations_by_layer[layer] for stage in self.ranks[rank] for layer in stage.layers]
@@ -248,6 +259,7 @@ def rank_memory(run: Run, rank: int) -> Memory:
         masters=masters,
         optimizer=optimizer,
         activations=run.activations(rank),
+        pipeline=run.boundaries(rank),
         gathered=_gathered(run, groups),
         logits=run.logits() if any(stage.last for stage in stages) else 0.0,
         backward=run.backward(rank),

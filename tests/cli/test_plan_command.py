@@ -64,6 +64,12 @@ def test_every_stage_of_a_recipe(capsys):
     assert [stage["sequence_length"] for stage in long["stages"]] == [1024]
 
 
+def test_the_precision_is_one_that_the_device_has(capsys):
+    for device, precision in (("v100:8", "fp16"), ("a100:8", "bf16"), ("cpu", "fp32")):
+        (stage,) = planned(capsys, "gpt2-small", "--on", device)["stages"]
+        assert stage["precision"] == precision
+
+
 def test_the_recipes_scale_counts_unless_told_else(capsys):
     settings = ["--set", "model={base: llama3-8b}", "--set", "precision=bf16", "--stage", "pretrain"]
     one = planned(
@@ -134,6 +140,7 @@ def test_devices_of_ones_own(capsys, tmp_path):
         (["llama3-8b", "--on", "h100:8", "--batch-tokens", "many"], "--batch-tokens many:"),
         (["llama3-8b", "--on", "h100:8", "--batch-tokens", "2 steps"], "a number of tokens is expected"),
         (["llama3-8b", "--on", "h100:8", "--data", "0"], "Invalid value for '--data'"),
+        (["llama3-8b", "--margin", "nan"], "--margin nan: a share from 0 to 0.9 is expected"),
         (["llama3-8b", "--stage", "pretrain"], "is a shipped model; --set and --stage need a recipe"),
         (["quickstart", "--stage", "train"], "--stage train: there is none of that name; there are pretrain"),
         (["llama3-8b", "--hardware", "nowhere.yaml"], "nowhere.yaml: cannot be read"),

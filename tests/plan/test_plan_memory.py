@@ -51,6 +51,14 @@ def test_activations_are_those_in_flight():
     assert run(Layout(pipeline=4, schedule="gpipe"), batch=64).activations(3) == pytest.approx(512 * layer)
 
 
+def test_a_rank_keeps_what_it_sent_on_and_has_room_for_its_gradient():
+    pipeline = run(Layout(pipeline=4), batch=64)
+    each = 2 * 2 * 8192 * 4096
+    assert [pipeline.boundaries(rank) / each for rank in range(4)] == [4, 3, 2, 0]
+    assert run().boundaries(0) == 0
+    assert run(Layout(pipeline=2, schedule="zb-v"), batch=64).boundaries(0) == 2 * each
+
+
 def test_context_and_tensor_parallelism_cut_activations():
     whole = run().activations(0)
     assert run(Layout(context=8)).activations(0) == pytest.approx(whole / 8)
