@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cupola.errors import InputError
-from cupola.models.table import trained
+from cupola.models.table import Parameter, trained
 from cupola.plan.execution import Execution
 from cupola.plan.layout import Layout, faults
 from cupola.plan.memory import Run
 from cupola.recipe.model import Model
-from cupola.recipe.schema import Optimizer, Recipe, Stage
+from cupola.recipe.schema import Optimizer, Recipe
 
 SMALL_VOCABULARY = 8192
 """Of a shipped model that leaves it to the tokenizer."""
@@ -30,6 +30,7 @@ class Request:
     Attributes:
         name: of the stage; of the model where there is no recipe.
         batch: rows of a step; None where it isn't stated.
+        scores, frozen, added, references: as of `memory.Run`.
         notes: what was taken for granted, and what is not counted.
     """
 
@@ -41,12 +42,15 @@ class Request:
     optimizer: Optimizer
     scale: Mapping[str, int]
     precision: str = "auto"
-    stage: Stage | None = None
+    scores: bool = False
+    frozen: frozenset[str] = frozenset()
+    added: tuple[Parameter, ...] = ()
+    references: int = 0
     notes: tuple[str, ...] = ()
 
     def run(self, layout: Layout, execution: Execution) -> Run:
-        """What it takes on a layout is asked of this."""
-        run = Run(
+        """It on a layout."""
+        return Run(
             self.model,
             self.vocabulary,
             layout,
@@ -54,16 +58,10 @@ class Request:
             self.batch,
             self.optimizer,
             execution,
-        )
-        if self.stage is None:
-            return run
-        part = trained.of_stage(self.model, self.vocabulary, self.stage)
-        return replace(
-            run,
-            scores=self.stage.scores,
-            frozen=frozenset(p.name for p in part.frozen),
-            added=part.adapters,
-            references=int(self.stage.refers),
+            self.scores,
+            self.frozen,
+            self.added,
+            self.references,
         )
 
     def faults(self, layout: Layout, devices: int) -> list[str]:
@@ -108,6 +106,10 @@ def of_stage(
         notes.append(f"{name}: the critic is not counted")
     batch = None if stage.samples else _batch(batch_tokens or largest, length)
     rows = recipe.rows(recipe.tokenizer.vocabulary)
+    try:
+        part = trained.of_stage(model, rows, stage)
+    except InputError as error:
+        raise InputError(f"stages.{name}.{error}") from None
     return Request(
         name,
         _able(model, length),
@@ -117,7 +119,10 @@ def of_stage(
         stage.optimizer,
         _scale(recipe, length),
         recipe.precision,
-        stage,
+        stage.scores,
+        frozenset(p.name for p in part.frozen),
+        part.adapters,
+        int(stage.refers),
         tuple(notes),
     )
 

@@ -142,6 +142,7 @@ def test_devices_of_ones_own(capsys, tmp_path):
         (["llama3-8b", "--on", "h100:8", "--data", "0"], "Invalid value for '--data'"),
         (["llama3-8b", "--margin", "nan"], "--margin nan: a share from 0 to 0.9 is expected"),
         (["llama3-8b", "--stage", "pretrain"], "is a shipped model; --set and --stage need a recipe"),
+        (["quickstart", "--set", "stages.sft.freeze=[hed]"], "stages.sft.freeze: no parameter is called hed"),
         (["quickstart", "--stage", "train"], "--stage train: there is none of that name; there are pretrain"),
         (["llama3-8b", "--hardware", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
