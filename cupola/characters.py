@@ -10,6 +10,7 @@ import unicodedata
 _OTHER_NEWLINES = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _OVERSTRIKE = re.compile(".\b")
 _REMOVED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]")
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -25,6 +26,11 @@ def normalise_characters(text: str) -> str:
         if not unicodedata.is_normalized("NFC", text):
             text = unicodedata.normalize("NFC", text)
     return text
+
+
+def shown(text: str) -> str:
+    """For a terminal, which control characters would tell to do something; newline and tab stay."""
+    return _CONTROLS.sub("\ufffd", text)
 
 
 def valid_text(text: str) -> str:

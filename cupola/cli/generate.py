@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cupola.characters import shown
 from cupola.cli.options import (
     emit,
     examples,
@@ -82,7 +83,7 @@ def command(
     elif stream is not None:
         click.echo(stream.rest())
     else:
-        click.echo("\n\n".join(done["prompt"] + done["text"] for done in completions))
+        click.echo("\n\n".join(done["prompt"] + shown(done["text"]) for done in completions))
 
 
 def _prompt(given: str) -> str:
@@ -101,7 +102,7 @@ class Stream:
             return
         # The head may have more rows than there are tokens.
         data = self.tokenizer.token_bytes(token) if token < self.tokenizer.size else "\ufffd".encode()
-        click.echo(self.decoder.decode(data), nl=False)
+        click.echo(shown(self.decoder.decode(data)), nl=False)
 
     def rest(self) -> str:
         """What is left of a character that was never finished: U+FFFD, or nothing."""

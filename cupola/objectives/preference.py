@@ -54,7 +54,10 @@ class PreferencePairs(InTwos):
         log_probs = answer_log_probabilities(module, output.hidden, microbatch)
         chosen, rejected = self._sides(answers, log_probs)
         losses = pair_losses(self.pair_settings, chosen, rejected)
-        return self.parts(losses.loss, _metrics(losses, chosen, rejected), output, microbatch)
+        metrics = _metrics(losses, chosen, rejected)
+        if self.settings.sft_weight:  # at the first step of DPO this is ln 2, and the loss isn't
+            metrics["preference_loss"] = losses.compared.sum()
+        return self.parts(losses.loss, metrics, output, microbatch)
 
     def expected_first_loss(self, vocabulary: int) -> float:
         """Policy and reference agree, and fresh weights find every token as likely as any other."""

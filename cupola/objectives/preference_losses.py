@@ -106,12 +106,14 @@ class PairLosses:
 
     Attributes:
         loss: (P,) fp32, to be summed and divided by the number of pairs.
+        compared: (P,) the loss without what `sft_weight` adds; detached.
         chosen_reward: (P,) implicit reward of each chosen completion, beta times what the loss compares;
             detached.
         rejected_reward: (P,) the same of each rejected one.
     """
 
     loss: Tensor
+    compared: Tensor
     chosen_reward: Tensor
     rejected_reward: Tensor
 
@@ -138,9 +140,10 @@ def pair_losses(settings: PairSettings, chosen: Completions, rejected: Completio
         loss = _log_loss(beta * margin - settings.simpo_gamma, settings)
     else:
         loss = _log_loss(beta * margin, settings)
+    compared = loss.detach()
     if settings.sft_weight:
         loss = loss - settings.sft_weight * chosen.per_token()
-    return PairLosses(loss, beta * chosen_score.detach(), beta * rejected_score.detach())
+    return PairLosses(loss, compared, beta * chosen_score.detach(), beta * rejected_score.detach())
 
 
 def _scores(settings: PairSettings, completions: Completions) -> Tensor:

@@ -34,6 +34,9 @@ from cupola.pipeline.records import DONE, IMPORTED, RUNNING, decisions_fault, ru
 from cupola.recipe.schema import Recipe
 
 DECIDED = "decided"  # the ledger's event
+LOCK = ".lock"
+SOON = 0.2
+"""Seconds to wait for a lock, which `held` takes for a moment."""
 
 
 class DamagedRecord(CupolaError):
@@ -55,7 +58,7 @@ def hold(path: Path, kind: str, refuse: Callable[[], None]) -> Iterator[None]:
     try:
         refuse()
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock", timeout=0)
+        lock = FileLock(path / LOCK, timeout=SOON)
         lock.acquire()
     except Timeout:
         raise InputError(
@@ -67,6 +70,19 @@ def hold(path: Path, kind: str, refuse: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def held(path: Path) -> bool:
+    """Whether a process writes to a folder now; False where that can't be found out."""
+    if not (path / LOCK).is_file():
+        return False
+    try:
+        with FileLock(path / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 class RunFolder:

@@ -8,8 +8,8 @@ from cupola.checkpoint import verifying
 from cupola.checkpoint.names import checkpoints, step_of
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
-from cupola.pipeline.folder import RunFolder, StageFolder, find_run, runs_in
-from cupola.pipeline.records import IMPORTED
+from cupola.pipeline.folder import RunFolder, StageFolder, find_run, held, runs_in
+from cupola.pipeline.records import IMPORTED, RUNNING
 from cupola.recipe.origin import BEGIN
 
 
@@ -57,7 +57,8 @@ def _row(stage: StageFolder, path: Path, contents: bool) -> dict[str, Any]:
 
 
 def list_runs(root: Path) -> list[dict[str, Any]]:
-    """The runs in a folder, with the state of each stage, and `error` where a record is damaged."""
+    """The runs in a folder, with the state of each stage: done, running, stopped or damaged; `error` where a
+    record is damaged."""
     return [_run_row(run) for run in runs_in(root)]
 
 
@@ -89,13 +90,17 @@ def last_look(run: str | Path, stage: str | None = None) -> dict[str, Any]:
 def _run_row(folder: RunFolder) -> dict[str, Any]:
     facts, errors = _facts(folder)
     stages = []
+    at_work = held(folder.path)
     for stage in folder.stages():
         known, damage = _facts(stage)
         errors += damage
+        status = known.get("status")
+        if status == RUNNING and not at_work:
+            status = "stopped"
         stages.append(
             {
                 "name": stage.name,
-                "status": "damaged" if damage else known.get("status"),
+                "status": "damaged" if damage else status,
                 "tokens": known.get("tokens"),
                 "heldout_bits_per_byte": known.get("heldout_bits_per_byte"),
             }

@@ -4,7 +4,7 @@ beside what they are worth to the stage's parent, or answers of its own.
 A stage asks no more than `Rows` has; its weights, its clock and its files are its own affair.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -80,6 +80,10 @@ class Rows:
 
     def begin(self) -> None:
         """What the weights begin with beside those of the parent, which are loaded."""
+
+    def remarks(self, metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+        """What a person should hear of the steps of a stage that is done."""
+        return []
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must hold of it."""
@@ -193,12 +197,28 @@ class OwnAnswers(Rows):
 
     def begin(self) -> None:
         """The critic's head may be that of a reward model."""
+        if unlearnt := [name for name, weight in self.stage.policy.rewards.items() if weight == 0]:
+            self.display.say(
+                f"stage {self.planned.name}: {', '.join(unlearnt)}: of weight 0,"
+                " so measured and not learnt from"
+            )
         if self.critic is None or (name := self.stage.ppo.value_from) is None:
             return
         weights = checkpoint.load(final_checkpoint(self.planned.beside[name]), with_optimizer=False).weights
         with torch.no_grad():
             self.module.get_parameter(SCORE).copy_(weights[SCORE])
         self.display.say(f"stage {self.planned.name}: its critic begins with the head of {name}")
+
+    def remarks(self, metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+        """How many steps had nothing to learn from. A critic learns from every answer."""
+        spreads = [row["zero_spread"] for row in metrics if "zero_spread" in row]
+        if self.critic is not None or not (idle := spreads.count(1.0)):
+            return []
+        return [
+            f"stage {self.planned.name}: in {idle} of {len(spreads)} steps all answers to each question"
+            " were rewarded alike, so that no reward was learnt from; ask easier or harder questions, take"
+            " more completions or other rewards"
+        ]
 
     def facts(self) -> dict[str, Any]:
         """The coefficient of the KL, where it is steered."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cupola import json_lines
+from cupola.characters import shown
 from cupola.display import Display
 from cupola.evaluate import BitsPerByte, choose_texts, combined, heldout_bits
 from cupola.generate import answer, continue_texts
@@ -110,7 +111,7 @@ class Observer:
         for sample in samples:
             json_lines.append(self.folder.samples, {"step": step, "tokens": tokens, **sample})
         for sample in samples[:1]:
-            said = " ".join(f"{sample['prompt']} {sample['text']}".split())
+            said = " ".join(shown(f"{sample['prompt']} {sample['text']}").split())
             self.display.say(f"  sample: {said[:SAMPLE_SHOWN]}")
 
     def _continued(self) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ whose key has changed is set aside (renamed, never deleted) and done anew, and s
 key contains its parent's.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -82,6 +83,9 @@ def plan_stages(
         names: the stages to run, one after the other; the first ones of the recipe, unless `anew`.
         anew: they are trained again, whatever there is of them, which is set aside with all that came of it.
 
+    Returns:
+        Those stages, and with `anew` the finished ones before the last of them.
+
     Raises:
         InputError: `anew`, and a stage that they come of is not finished. Nothing was set aside.
     """
@@ -91,7 +95,8 @@ def plan_stages(
     last = list(recipe.stages).index(names[-1]) + 1
     planned = [*_with_sound_checkpoints(planned[:last], display), *planned[last:]]
     if anew:
-        _require_parents(recipe, planned, names)
+        done = {stage.name for stage in planned if stage.action == "unchanged"}
+        require_parents(recipe, names, done)
     for stage in planned:
         if stage.action == "begin" and stage.folder.facts():
             asked = (
@@ -109,7 +114,8 @@ def plan_stages(
     for stranger in folder.stages():
         if stranger.path not in belonging:
             set_aside(folder, stranger, "the recipe has no such stage there", display)
-    return [stage for stage in planned if stage.name in names]
+    before = {stage.name for stage in planned[:last] if anew and stage.action == "unchanged"}
+    return [stage for stage in planned if stage.name in {*names, *before}]
 
 
 def _compared(
@@ -143,13 +149,21 @@ def _coming_of(recipe: Recipe, names: list[str]) -> set[str]:
     return found
 
 
-def _require_parents(recipe: Recipe, planned: list[PlannedStage], names: list[str]) -> None:
-    done = {stage.name for stage in planned if stage.action == "unchanged"} | {BEGIN, None, *names}
+def require_parents(recipe: Recipe, names: list[str], done: Collection[str]) -> None:
+    """That stages which are trained anew, and they alone, find what they come of.
+
+    Args:
+        done: the stages that are finished.
+
+    Raises:
+        InputError: one begins with another, or asks it, that is neither finished nor among them.
+    """
+    there = {BEGIN, None, *names, *done}
     for name in names:
         needs = {recipe.parent_of(name): "begins with what stage {} left"}
         needs |= dict.fromkeys(recipe.stages[name].beside(), "asks the reward model of stage {}")
         for other, why in needs.items():
-            if other not in done:
+            if other not in there:
                 raise InputError(
                     f"--from {names[0]}: stage {name} {why.format(other)}, and that is not finished as the"
                     f" recipe has it; say --from {other}, or run without --from"

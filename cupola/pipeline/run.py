@@ -27,7 +27,7 @@ from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
 from cupola.pipeline.memory import require_memory, running_out
 from cupola.pipeline.mending import mend_records
-from cupola.pipeline.plan import PlannedStage, plan_stages, stage_names
+from cupola.pipeline.plan import PlannedStage, plan_stages, require_parents, stage_names
 from cupola.pipeline.preflight import preflight
 from cupola.pipeline.prepare import Prepared, heldout_texts, prepare
 from cupola.pipeline.stage import StageRun, pause_position, stage_clock
@@ -103,6 +103,8 @@ def run(
     names = stage_names(recipe, anew_from, until)
     refuse_unknown(recipe)
     folder = RunFolder(out or runs_root() / recipe.name)
+    if anew_from is not None and not folder.begun:
+        require_parents(recipe, names, done=())  # before there is a folder
     report = RunReport(str(folder.path))
     with folder.lock(recipe.name):
         try:

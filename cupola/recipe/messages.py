@@ -154,8 +154,10 @@ def _single(item: Any) -> str:
         allowed = "letters, digits, '-', '_'" + (" and '.'" if "._" in context["pattern"] else "")
         return f"a name of {allowed} is expected, not {value}"
     if kind in ("too_long", "too_short"):
-        limit = context.get("max_length", context.get("min_length"))
-        return f"{limit} values are expected, not {context['actual_length']}"
+        most = kind == "too_long"
+        limit = context["max_length" if most else "min_length"]
+        values = "value is" if limit == 1 else "values are"
+        return f"at {'most' if most else 'least'} {limit} {values} expected, not {context['actual_length']}"
     return f"{item['msg'][:1].lower()}{item['msg'][1:]}"
 
 

@@ -157,6 +157,10 @@ def _rewards(recipe: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
         return
     path = ("stages", name, "policy", "rewards")
     yield from (Problem((*path, n), fault) for n in stage.policy.rewards if (fault := reward_fault(n)))
+    if not any(stage.policy.rewards.values()):
+        yield Problem(
+            path, "every weight is 0, so that no answer is worth more than another; give one a weight"
+        )
     for reward in stage.policy.reward_stages():
         yield from _reward_model(recipe, name, reward, path)
 

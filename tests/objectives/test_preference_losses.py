@@ -155,8 +155,9 @@ def test_rewards_are_what_the_loss_compares_and_have_no_gradient():
 def test_the_sft_term_is_the_chosens_mean_loss_of_a_token():
     chosen, rejected = completions(1), completions(2)
     plain = pair_losses(PairSettings(), chosen, rejected).loss
-    added = pair_losses(PairSettings(sft_weight=0.25), chosen, rejected).loss
-    torch.testing.assert_close(added - plain, -0.25 * chosen.log_probs / chosen.lengths)
+    added = pair_losses(PairSettings(sft_weight=0.25), chosen, rejected)
+    torch.testing.assert_close(added.loss - plain, -0.25 * chosen.log_probs / chosen.lengths)
+    torch.testing.assert_close(added.compared, plain.detach())
 
 
 def test_orpo_is_finite_where_a_completion_is_certain_or_hopeless():

@@ -58,27 +58,28 @@ def aside(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("options", "trained", "set_aside"),
+    ("options", "before", "trained", "set_aside"),
     [
-        (["--from", "rl"], ["rl", "more", "apart"], ["apart", "more", "rl"]),
-        (["--from", "sft", "--until", "sft"], ["sft"], ["more", "rl", "sft"]),
-        (["--from", "rl", "--until", "more"], ["rl", "more"], ["more", "rl"]),
+        (["--from", "rl"], ["pretrain", "sft"], ["rl", "more", "apart"], ["apart", "more", "rl"]),
+        (["--from", "sft", "--until", "sft"], ["pretrain"], ["sft"], ["more", "rl", "sft"]),
+        (["--from", "rl", "--until", "more"], ["pretrain", "sft"], ["rl", "more"], ["more", "rl"]),
     ],
 )
 def test_the_stages_are_trained_again_and_the_old_ones_kept(
-    options, trained, set_aside, recipe_path, done, capsys
+    options, before, trained, set_aside, recipe_path, done, capsys
 ):
-    before = final_weights(done)
+    weights = final_weights(done)
     assert main(["run", str(recipe_path), "--out", str(done), *options, "--no-check", "--json"]) == 0
     stages = json.loads(capsys.readouterr().out.splitlines()[-1])["stages"]
-    assert [(stage["name"], stage["status"]) for stage in stages] == [(name, "done") for name in trained]
+    expected = [(name, "unchanged") for name in before] + [(name, "done") for name in trained]
+    assert [(stage["name"], stage["status"]) for stage in stages] == expected
     assert aside(done) == set_aside
     events = [e for e in RunFolder(done).ledger.events() if e["event"] == "stage_set_aside"]
     assert "(--from)" in events[0]["why"]
     report = run(load(recipe_path), done, None, Display(), check_first=False)
     left = {stage.name for stage in report.stages if stage.status == "done"}
     assert left == set(set_aside) - set(trained)
-    assert final_weights(done) == before
+    assert final_weights(done) == weights
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,12 @@ def test_what_cannot_be_is_one_line_and_nothing_is_set_aside(options, message, r
     assert main(["run", str(recipe_path), "--out", str(done), *options]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert aside(done) == []
+
+
+def test_without_a_run_it_leaves_no_folder(recipe_path, tmp_path, capsys):
+    assert main(["run", str(recipe_path), "--out", str(tmp_path / "new"), "--from", "sft"]) == 2
+    assert "stage sft begins with what stage pretrain left" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_damaged_parent_is_said_before_anything_is_set_aside(recipe_path, done, capsys):

@@ -23,6 +23,7 @@ from cupola.recipe.loading import load
 from cupola.train.answering import Answerer
 from cupola.train.rewards import Rewards
 from cupola.train.rollouts import Rollouts, pass_rates
+from tests.displays import Heard
 from tests.pipeline.test_resume import Crash, Saboteur, final_weights, steps_in_metrics
 from tests.pipeline.test_sft import chat_recipe, rows_of  # noqa: F401
 
@@ -267,15 +268,23 @@ def test_a_reward_that_fails_ends_the_stage_with_its_name(
     assert "bad.py:bad" in str(error.value)
 
 
-def test_unknown_rewards_are_refused_before_anything_runs(
-    recipe_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        (
+            "{chek: 1}",
+            "'chek' is none of check, finished, random, format:REGEX, length:TOKENS, stage:NAME, nor",
+        ),
+        ("{check: 0, finished: 0}", "{check: 0, finished: 0}: every weight is 0"),
+        ("{}", "{}: at least 1 value is expected, not 0"),
+    ],
+)
+def test_useless_rewards_are_refused_before_anything_runs(
+    recipe_path: Path, trained: Path, capsys: pytest.CaptureFixture[str], rewards: str, message: str
 ) -> None:
-    change = "stages.rl.policy.rewards={chek: 1}"
-    assert main(["run", str(recipe_path), "--out", str(trained), "--set", change]) != 0
-    assert (
-        "'chek' is none of check, finished, random, format:REGEX, length:TOKENS, stage:NAME, nor"
-        in capsys.readouterr().err
-    )
+    change = f"stages.rl.policy.rewards={rewards}"
+    assert main(["run", str(recipe_path), "--out", str(trained), "--set", change]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_json_of_the_command_has_the_reward(
@@ -283,3 +292,18 @@ def test_json_of_the_command_has_the_reward(
 ) -> None:
     assert main(["run", str(recipe_path), "--out", str(trained), "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["stages"][2]["reward"] <= 1
+
+
+def test_steps_without_a_signal_and_rewards_of_no_weight_are_said(
+    recipe_path: Path, trained: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "same.py"
+    path.write_text("def same(prompts, completions, answers):\n    return [1.0] * len(completions)\n")
+    rewards = f'stages.rl.policy.rewards={{"{path}:same": 1, finished: 0}}'
+    heard = Heard()
+    changes = [rewards, "stages.rl.tokens=4 steps"]
+    assert run(load(recipe_path, changes), trained, None, heard, check_first=False).status == "done"
+    assert [line for line in heard.warnings if "in 4 of 4 steps" in line]
+    assert "stage rl: finished: of weight 0, so measured and not learnt from" in heard.said
+    rows = rows_of(RunFolder(trained).stage(3, "rl").metrics)
+    assert all(1 < row["sequence_length"] <= ROW for row in rows)

@@ -8,7 +8,7 @@ from cupola.cli import main
 from cupola.display import Display
 from cupola.json_lines import read_whole
 from cupola.pipeline.folder import RunFolder
-from cupola.pipeline.listing import list_checkpoints
+from cupola.pipeline.listing import list_checkpoints, list_runs
 from cupola.pipeline.run import run
 from cupola.recipe.loading import load
 from cupola.recipe.quantity import Quantity
@@ -101,3 +101,18 @@ def test_a_position_that_is_none_is_refused_before_anything_is_trained(
     assert last.startswith("error: ")
     assert words in last
     assert not list(tmp_path.glob("run/stages/*"))
+
+
+def test_what_nobody_works_on_is_stopped(start, tmp_path):
+    start("run", Quantity(40, "%"))
+
+    def status():
+        [row] = list_runs(tmp_path)
+        return [stage["status"] for stage in row["stages"]]
+
+    assert status() == ["stopped"]
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock(folder.facts()["name"]):
+        assert status() == ["running"]
+    start("run")
+    assert status() == ["done"]
