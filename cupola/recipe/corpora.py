@@ -28,6 +28,7 @@ Generator = Literal[
     "reversing",
     "sorting",
     "country_questions",
+    "capitals",
     "definitions",
     "retrieval",
     "repetition",
@@ -36,7 +37,7 @@ Generator = Literal[
 ]
 GYM = "reasoning_gym"
 """The one whose items are a task's of the package of that name."""
-READING_GENERATORS = ("country_questions", "definitions")
+READING_GENERATORS = ("country_questions", "capitals", "definitions")
 """Those that ask what a package or file says; the others make up what they ask."""
 TEXT_GENERATORS = ("retrieval", "repetition", "recall")
 """Those that make texts; the others make conversations."""

@@ -75,7 +75,7 @@ foo
 
 
 def items(name: str, seed: int = 0) -> Items:
-    facts = {"country_questions": COUNTRIES, "definitions": [("a.dict", DICTIONARY)]}
+    facts = {"country_questions": COUNTRIES, "capitals": COUNTRIES, "definitions": [("a.dict", DICTIONARY)]}
     return PROGRAMS[name].items(seed, facts.get(name, []))
 
 
@@ -150,6 +150,15 @@ def test_lists_of_words(name: str, order) -> None:  # type: ignore[no-untyped-de
         assert len(set(words)) == len(words)
         lengths.add(len(words))
     assert lengths == {2, 3, 4, 5, 6}
+
+
+def test_capitals() -> None:
+    made = items("capitals")
+    conversations = [made.make(number) for number in range(made.size or 0)]
+    countries = ("Austria", "the Bahamas", "the Cook Islands")
+    assert sorted(answer for _, answer in conversations) == [
+        f"The capital of {country} is Vienna." for country in countries
+    ]
 
 
 def test_countries() -> None:

@@ -73,6 +73,7 @@ PROGRAMS: dict[str, Program] = {
     "country_questions": Program(
         country_questions.country_questions, reads="json", facts=country_questions.FACTS
     ),
+    "capitals": Program(country_questions.capitals, reads="json", facts=country_questions.FACTS),
     "definitions": Program(definitions.definitions, reads="dictionary", facts=definitions.FACTS),
 }
 """By the name that a recipe calls it (`recipe.corpora.Generator`)."""

@@ -225,8 +225,16 @@ FIELDS = (
 )
 
 
-def country_questions(seed: int, facts: Sequence[Facts]) -> Items:
-    """What is the capital of Austria? The capital of Austria is Vienna."""
+CAPITAL = FIELDS[:1]
+
+
+def capitals(seed: int, facts: Sequence[Facts]) -> Items:
+    """What is the capital of Austria? The capital of Austria is Vienna. So few that a small model learns them."""
+    return country_questions(seed, facts, CAPITAL)
+
+
+def country_questions(seed: int, facts: Sequence[Facts], fields: Sequence[_Field] = FIELDS) -> Items:
+    """The capital, and whatever else is stated."""
     unasked: Counter[str] = Counter()
     rounds: list[tuple[str, list[tuple[_Field, str]]]] = []
     for _, text in facts:
@@ -239,7 +247,7 @@ def country_questions(seed: int, facts: Sequence[Facts]) -> Items:
         if country is None:
             unasked["profile without a country's name"] += 1
             continue
-        known = list(_known(profile, unasked))
+        known = list(_known(profile, fields, unasked))
         shuffled = drawn(known, len(known), seed, "order", country)
         rounds += ((country, some) for some in _in_rounds(shuffled, seed, country))
 
@@ -267,8 +275,8 @@ def _in_rounds(
         place += length
 
 
-def _known(profile: Any, unasked: Counter[str]) -> Iterator[tuple[_Field, str]]:
-    for field in FIELDS:
+def _known(profile: Any, fields: Sequence[_Field], unasked: Counter[str]) -> Iterator[tuple[_Field, str]]:
+    for field in fields:
         stated = _stated(profile, field.path)
         if stated is None:
             unasked["fact that is not stated"] += 1
