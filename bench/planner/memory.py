@@ -37,25 +37,31 @@ ADAM = 8
 LOSS_COMPILED = (2025, 4)
 
 
-def layout_of(case: Case) -> Layout:
+def layout_of(case: Case, data: int | None = None, rows: int | None = None) -> Layout:
     """How a row is spread.
+
+    Args:
+        data, rows: what the row doesn't say.
 
     Raises:
         Unpredicted: it doesn't say.
     """
     row, extra = case.row, case.row.extra
     pipeline = case.size("pp")
-    chunks = extra.get("virtual_pp_chunks") or 1
+    chunks = _number(extra.get("virtual_pp_chunks") or extra.get("virtual_pp")) or 1
     schedule = str(extra.get("schedule", "")).lower()
     if schedule.startswith("interleaved") and chunks == 1:
         chunks = 2
-    rows = extra.get("micro_batch")
+    chunks = chunks if pipeline > 1 else 1
+    if rows is None:
+        rows = extra.get("micro_batch")
     if rows is None and (local := extra.get("local_batch")):
         rows = max(1, local // pipeline)
     if not rows:
         raise Unpredicted("the row states no micro_batch")
+    workers = case.size("dp") if data is None else data
     return Layout(
-        data=case.size("dp"),
+        data=workers,
         shard=3 if extra.get("fsdp") else extra.get("zero_stage") or 0,
         tensor=case.size("tp"),
         sequence_parallel=bool(extra.get("sequence_parallel", True)),
@@ -63,9 +69,16 @@ def layout_of(case: Case) -> Layout:
         schedule="interleaved" if chunks > 1 else "gpipe" if "gpipe" in schedule else "1f1b",
         chunks=chunks,
         context=row.whole("cp") or 1,
+        expert=min(_number(extra.get("ep")) or 1, workers * (row.whole("cp") or 1)),
         rows=rows,
         checkpointing=_checkpointing(str(extra.get("recompute") or "none"), row.named),
     )
+
+
+def _number(said: Any) -> int | None:
+    """Of a cell such as 4, '12', '1 (5)' or 'n/a'."""
+    found = re.match(r"\d+", str(said))
+    return int(found[0]) if found else None
 
 
 def _checkpointing(said: str, named: str) -> Checkpointing:
@@ -74,9 +87,14 @@ def _checkpointing(said: str, named: str) -> Checkpointing:
     return "full" if said.startswith("full") else "none"
 
 
-def run_of(case: Case) -> Run:
-    """A row's model, spread and computed as its source does."""
-    found, layout, named = case.expressed, layout_of(case), case.row.named
+def run_of(case: Case, layout: Layout | None = None) -> Run:
+    """A row's model, spread and computed as its source does.
+
+    Args:
+        layout: what the row says of it, by default.
+    """
+    found, named = case.expressed, case.row.named
+    layout = layout_of(case) if layout is None else layout
     execution = Execution(loss="in_place")
     if "korthikanti" in named:
         execution = replace(execution, precision="fp16", kernels=Kernels(flash=False, dropout=True))

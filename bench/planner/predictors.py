@@ -120,7 +120,7 @@ def _six_n(case: Case) -> tuple[float, str]:
 
 def train_flops_hw(case: Case) -> Prediction:
     """Of a whole run, with what is recomputed."""
-    per_token, note = _per_token(case, "megatron_recompute")
+    per_token, note = counted(case, "megatron_recompute")
     return case.exactly(per_token * case.size("tokens"), "megatron_recompute", note)
 
 
@@ -142,9 +142,11 @@ OF_SOURCES: tuple[tuple[str, flops.Name], ...] = (
     (r"nanotron|megascale|korthikanti|mcore", "megatron"),
     (r"palm", "palm"),
     (r"mbridge", "bridge"),
+    (r"llama.?3.*t4", "exact"),
     (r"foundry", "palm"),
 )
-"""Where a row names none: what its source's own code or paper counts."""
+"""Where a row names none: what its source's own code or paper counts. Llama 3's doesn't say; with rows of
+131,072 tokens only the causal half leaves a utilisation that its devices can have."""
 
 
 def convention_of(row: Row, hardware: bool) -> flops.Name:
@@ -170,7 +172,7 @@ def convention_of(row: Row, hardware: bool) -> flops.Name:
     raise Unpredicted("neither the row nor its source says how FLOPs are counted")
 
 
-def _per_token(case: Case, name: flops.Name) -> tuple[float, str]:
+def counted(case: Case, name: flops.Name) -> tuple[float, str]:
     found = case.routed
     model, notes = found.model, found.notes
     if name == "bridge" and _release(case.row) < (26, 6):
@@ -200,7 +202,7 @@ def _as_bridge_was(model: Model, row: Row, notes: tuple[str, ...]) -> tuple[Mode
 def flops_per_token(case: Case) -> Prediction:
     """What a row's utilisation and its speed say together."""
     name = convention_of(case.row, hardware=case.metric.endswith("_hw"))
-    value, note = _per_token(case, name)
+    value, note = counted(case, name)
     return case.exactly(value, name, note)
 
 
@@ -251,7 +253,7 @@ PREDICTORS: dict[str, Callable[[Case], Prediction]] = {
     "compute_optimal_flops": optimal_flops,
     "compute_optimal_tokens": optimal_tokens,
 }
-"""By metric; the two of `flops_per_token` are derived from a row's own figures. Memory and time go here."""
+"""By metric; the two of `flops_per_token` are derived from a row's own figures. `table` adds the others."""
 
 
 def cases(row: Row, rows: Sequence[Row]) -> Iterator[Case]:
@@ -260,14 +262,3 @@ def cases(row: Row, rows: Sequence[Row]) -> Iterator[Case]:
         yield Case(row, metric, published, rounding(published), rows)
     for metric, figure in figures(row).items():
         yield Case(row, metric, figure.value, figure.slack, rows)
-
-
-def predict(case: Case) -> Prediction:
-    """The prediction of a metric.
-
-    Raises:
-        Unpredicted: with the reason.
-    """
-    if (predictor := PREDICTORS.get(case.metric)) is None:
-        raise Unpredicted("not predicted yet")
-    return predictor(case)

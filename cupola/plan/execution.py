@@ -5,7 +5,7 @@ from typing import Literal
 
 from cupola.plan.activations import Kernels
 
-Precision = Literal["bf16", "fp16", "fp32", "fp8"]
+Precision = Literal["bf16", "fp16", "fp32", "fp8", "fp4"]
 Loss = Literal["eager", "vocabulary_parallel", "in_place", "compiled", "chunked"]
 GIB = 2.0**30
 

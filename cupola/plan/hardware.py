@@ -68,6 +68,10 @@ Bytes = Annotated[float, _amount("B", "79.6 GiB"), Above]
 BytesPerSecond = Annotated[float, _amount("B/s", "3.35 TB/s"), Above]
 FlopsPerSecond = Annotated[float, _amount("FLOP/s", "989 TFLOP/s"), Above]
 Seconds = Annotated[float, _amount("s", "3 us"), Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+USUAL = 0.75
+"""Share of the peak that large products reach where a record has no figure."""
 
 
 class Hardware(Strict):
@@ -83,6 +87,13 @@ class Hardware(Strict):
     """Of the memory."""
     peak: dict[Precision, FlopsPerSecond] = Field(min_length=1)
     """Dense matrix products, by precision."""
+    attainable: dict[Precision, Share] = Field(default_factory=dict)
+    """Share of the peak that large products reach in training, within the device's power."""
+    attention: dict[Literal["flash1", "flash2", "flash3", "flash4"], Share] = Field(default_factory=dict)
+    """Share of the 16-bit peak that fused attention kernels reach, by generation: heads of 128, long rows,
+    forward and backward, counted over the causal half."""
+    units: int = Field(default=128, ge=1)
+    """Cores that work on a tile of a product each."""
     domain: int = Field(ge=1)
     """Devices that fast links connect."""
     link: BytesPerSecond
@@ -112,10 +123,18 @@ class Hardware(Strict):
         Raises:
             InputError: it computes in nothing so wide.
         """
+        return self.peak[self._has(precision)]
+
+    def attained(self, precision: Precision) -> float:
+        """Share of that peak which large products reach; that of bf16 where it has no figure of its own."""
+        own = self._has(precision)
+        return self.attainable.get(own, self.attainable.get("bf16", USUAL))
+
+    def _has(self, precision: Precision) -> Precision:
         wider: tuple[Precision, ...] = ("fp4", "fp8", "bf16", "fp16", "tf32", "fp32")
         for one in wider[wider.index(precision) :]:
             if one in self.peak:
-                return self.peak[one]
+                return one
         raise InputError(f"{self.name} has no peak for {precision}; it has {', '.join(self.peak)}")
 
 

@@ -11,10 +11,13 @@ from click.testing import CliRunner
 
 from bench.planner.__main__ import main
 from bench.planner.derived import figures
+from bench.planner.memory import MEMORY
 from bench.planner.models import Inexpressible, express
-from bench.planner.predictors import PREDICTORS, Unpredicted, cases, convention_of, predict
+from bench.planner.predictors import PREDICTORS, Unpredicted, cases, convention_of
 from bench.planner.rows import PUBLISHED, Row, read, rounding
 from bench.planner.scoreboard import groups, scores
+from bench.planner.table import ALL, predict
+from bench.planner.timing import TIME
 from cupola.errors import InputError
 from cupola.models import table
 
@@ -269,11 +272,11 @@ def test_rounding(value, share):
 
 def test_the_command(tmp_path):
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps({"rows": [LLAMA | {"metrics": {"params_exact": 8e9, "days": 3}}]}))
+    path.write_text(json.dumps({"rows": [LLAMA | {"metrics": {"params_exact": 8e9, "usd": 3}}]}))
     printed = CliRunner().invoke(main, ["--rows", str(path)])
     assert printed.exit_code == 0, printed.output
     assert "params_exact" in printed.output
-    assert "1 metrics are not predicted yet: days" in printed.output
+    assert "1 metrics are not predicted yet: usd" in printed.output
     made = json.loads(CliRunner().invoke(main, ["--rows", str(path), "--json"]).output)
     first, second = made["rows"]
     assert {"name", "group", "metric", "published", "predicted", "low", "high"} <= first.keys()
@@ -301,4 +304,4 @@ def test_a_bad_file_is_one_line(tmp_path, content, said):
 
 
 def test_metrics_plug_in():
-    assert {"params", "flops_per_token", "compute_optimal_flops"} <= PREDICTORS.keys()
+    assert PREDICTORS.keys() | MEMORY.keys() | TIME.keys() == ALL.keys()
