@@ -27,7 +27,7 @@ COMMANDS = {
     "run": "Run a recipe from raw text to a trained model; go on if begun.",
     "check": "Check a recipe before spending: shapes, loss, memory, time.",
     "suggest": "Propose learning rate, batch and schedule, with sources.",
-    "plan": "Say what a run needs on given devices: parameters, memory.",
+    "plan": "Say what a run needs, takes and costs on given devices.",
     "compare": "Train variants of a recipe over seeds and compare them.",
     "sweep": "Find the best value of a setting by successive halving.",
     "corpus": "Gather a recipe's text and show what it holds.",

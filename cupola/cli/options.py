@@ -6,7 +6,7 @@ of standard output is one JSON object.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,6 +72,25 @@ def sampling_options(max_tokens: int, temperature: float) -> Callable[[Command],
         return command
 
     return add
+
+
+def in_sections(sections: Mapping[str, Sequence[str]]) -> type[click.Command]:
+    """A command whose help shows its options under headings; those that none names come last.
+
+    Args:
+        sections: heading -> names of options as functions take them.
+    """
+
+    class Sectioned(click.Command):
+        def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+            left = {parameter.name: parameter for parameter in self.get_params(context)}
+            named = {title: [left.pop(name) for name in names] for title, names in sections.items()}
+            for title, parameters in [*named.items(), ("Others", list(left.values()))]:
+                records = [one.get_help_record(context) for one in parameters]
+                with formatter.section(title):
+                    formatter.write_dl([record for record in records if record is not None])
+
+    return Sectioned
 
 
 def examples(*lines: str) -> str:

@@ -101,7 +101,7 @@ def of_stage(
     if recipe.tokenizer.kind == "file" and model.vocabulary is None:
         notes.append("the tokenizer's file is not read; tokenizer.vocabulary is taken for its size")
     if stage.samples:
-        notes.append(f"{name}: what its answers take while they are made is not counted")
+        notes.append(f"{name}: the memory that its answers take while they are made is not counted")
     if stage.objective == "ppo":
         notes.append(f"{name}: the critic is not counted")
     batch = None if stage.samples else _batch(batch_tokens or largest, length)

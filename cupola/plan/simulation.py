@@ -80,6 +80,19 @@ class Simulation:
         return below if below == above else below + (place - math.floor(place)) * (above - below)
 
 
+def require_progress(goodput: float) -> None:
+    """That a run gets on at all.
+
+    Raises:
+        InputError: less than `LEAST_GOODPUT` of its time would be progress.
+    """
+    if goodput < LEAST_GOODPUT:
+        raise InputError(
+            f"the run would not get on: {100 * goodput:.2g}% of its time would be progress; save more often,"
+            " save and restart faster, keep more spare nodes, or take fewer devices"
+        )
+
+
 def simulate(
     causes: Sequence[Cause],
     practice: Practice,
@@ -109,12 +122,7 @@ def simulate(
     check("spread of rates", rate_spread)
     practice = resolved(practice, causes)
     causes = [cause for cause in causes if cause.per_day]
-    goodput = expected(causes, practice).goodput
-    if goodput < LEAST_GOODPUT:
-        raise InputError(
-            f"the run would not get on: {100 * goodput:.2g}% of its time would be progress; save and restart "
-            "faster, keep more spare nodes, or take fewer devices"
-        )
+    require_progress(expected(causes, practice).goodput)
     rng = np.random.default_rng(seed)
     factors = np.exp(rate_spread * rng.standard_normal(runs).clip(-FARTHEST, FARTHEST))
     mean = {factor: expected(at_rates(causes, factor), practice) for factor in set(factors.tolist())}

@@ -35,6 +35,18 @@ class Phase(NamedTuple):
     size: int
 
 
+class Stretch(NamedTuple):
+    """Steps that ask for the same: the first, how many, positions of their beginning and end, tokens of a
+    batch, and of the rows that each begins with."""
+
+    step: int
+    steps: int
+    start: int
+    end: int
+    batch_tokens: int
+    sequence_length: int
+
+
 class StepValues(NamedTuple):
     """What one step is taken with."""
 
@@ -213,6 +225,22 @@ class Clock:
             end = self.boundary(step)
             yield position, end
             position = end
+
+    def stretches(self) -> list[Stretch]:
+        """All steps, in stretches of one batch size and one row length: what `steps` says, without a loop
+        over them."""
+        firsts = {phase.step for phase in self._phases}
+        for start, _ in self._lengths[1:]:
+            for window in (start // self.window, -(-start // self.window)):  # the shorter length counts
+                step = self.step_at(window * self.window)
+                firsts.add(step + (self.boundary(step) < window * self.window))
+        inner = sorted(step for step in firsts if step < self.step_count)
+        found = []
+        for step, following in zip(inner, [*inner[1:], self.step_count], strict=True):
+            start, size = self.boundary(step), self._phase(step).size
+            length = self.sequence_length(start)
+            found.append(Stretch(step, following - step, start, self.boundary(following), size, length))
+        return found
 
     def tokens_of(self, quantity: Quantity) -> int:
         """A quantity on this clock, in tokens: a percentage of the stage, tokens, or a number of steps."""

@@ -1,0 +1,162 @@
+"""What `cupola plan --json` prints; docs/plan.md says what each key is."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cupola.cli.planning import Plan, Planned
+    from cupola.plan.campaign import Campaign
+    from cupola.plan.figure import Figure
+    from cupola.plan.steptime import StepTime
+    from cupola.plan.work import StageRun
+
+
+def counts(plan: "Plan") -> dict[str, int]:
+    """Parameters: all, those that a token meets, those of the embedding."""
+    from cupola.models import table
+
+    model, rows = plan.request.model, plan.request.vocabulary
+    embedding = sum(p.size for p in table.parameters(model, rows) if p.role == "embedding")
+    return {
+        "total": table.count(model, rows),
+        "active": table.active_count(model, rows),
+        "embedding": embedding,
+    }
+
+
+def flops_of_token(plan: "Plan") -> dict[str, float]:
+    """FLOPs of training on one token of the longest rows, under each convention."""
+    from cupola.plan.flops import CONVENTIONS
+
+    request = plan.request
+    return {
+        name: one.per_token(request.model, request.vocabulary, request.sequence_length)
+        for name, one in CONVENTIONS.items()
+    }
+
+
+def facts(planned: "Planned") -> dict[str, Any]:
+    """The whole plan as JSON-able values."""
+    from cupola.plan.flops import CONVENTIONS
+
+    plans, run = planned.plans, planned.run
+    runs = iter(run.stages if run else ())
+    found = {
+        "name": planned.name,
+        "parameters": counts(plans[0]),
+        "hardware": plans[0].hardware.model_dump(mode="json"),
+        "devices": plans[0].devices,
+        "conventions": {name: one.definition for name, one in CONVENTIONS.items()},
+        "stages": [_stage(plan, next(runs) if plan.course else None) for plan in plans],
+        "run": _run(run) if run else None,
+        "what_if": None,
+        "scaling": asdict(planned.advice) if planned.advice else None,
+    }
+    if planned.what_if:
+        stalls, restarts, goodput = planned.what_if
+        found["what_if"] = {"stalls": stalls, "restarts": restarts, "goodput": goodput}
+    return found
+
+
+def _stage(plan: "Plan", run: "StageRun | None") -> dict[str, Any]:
+    return {
+        "name": plan.request.name,
+        "sequence_length": plan.request.sequence_length,
+        "batch_rows": plan.request.batch,
+        "optimizer": plan.request.optimizer.kind,
+        "precision": plan.execution.precision,
+        "loss": plan.execution.loss,
+        "layout": asdict(plan.layout),
+        "rank": plan.memory.rank,
+        "memory": plan.memory.components() | {"total": plan.memory.total},
+        "total_by_rank": [memory.total for memory in plan.ranks],
+        "available": plan.hardware.memory,
+        "margin": plan.margin,
+        "fits": plan.fits,
+        "would_fit": [{"options": cure.words, "total": cure.total} for cure in plan.cures],
+        "flops_per_token": flops_of_token(plan),
+        "step": _step(plan.step) if plan.step else None,
+        "run": _work(run) if run else None,
+        "unknown": plan.unknown or None,
+        "notes": plan.notes,
+        "warnings": plan.warnings,
+    }
+
+
+def _step(step: "StepTime") -> dict[str, Any]:
+    return {
+        "seconds": _figure(step.seconds),
+        "parts": dict(step.parts),
+        "tokens": step.tokens,
+        "flops": step.flops,
+        "mfu": step.mfu,
+    }
+
+
+def _work(run: "StageRun") -> dict[str, Any]:
+    course = run.course
+    return {
+        "steps": course.steps,
+        "tokens": course.tokens,
+        "stretches": [
+            {
+                "steps": one.steps,
+                "tokens": one.end - one.start,
+                "batch_tokens": one.batch_tokens,
+                "sequence_length": one.sequence_length,
+            }
+            for one in course.stretches
+        ],
+        "evaluations": course.evaluations,
+        "checkpoints": course.saves,
+        "seconds": {name: _figure(figure) for name, figure in run.seconds.items()},
+        "work_seconds": _figure(run.work),
+        "flops": dict(run.flops),
+        "mfu": run.mfu,
+        "epochs": [
+            {
+                "source": one.source,
+                "epochs": one.epochs,
+                "tokens": one.stock.tokens,
+                "counted": one.stock.counted,
+            }
+            for one in course.repeated
+        ],
+    }
+
+
+def _run(run: "Campaign") -> dict[str, Any]:
+    happened = run.interruptions
+    practice = happened.practice
+    return {
+        "steps": run.steps,
+        "tokens": run.tokens,
+        "flops": run.flops,
+        "work_days": _figure(run.work),
+        "days": _figure(run.days),
+        "goodput": _figure(happened.goodput),
+        "lost": dict(happened.lost),
+        "interruptions": {
+            "counted": happened.counted,
+            "number": dict(happened.number),
+            "per_day": {cause.name: cause.per_day for cause in happened.causes},
+        },
+        "checkpoint": {
+            "bytes": happened.checkpoint_bytes,
+            "interval_seconds": practice.interval,
+            "why": happened.why,
+            "stall_seconds": practice.stall,
+            "persist_seconds": practice.persist,
+            "restart_seconds": practice.restart,
+            "best_interval_seconds": happened.best[0] if happened.best else None,
+            "best_goodput": happened.best[1] if happened.best else None,
+        },
+        "device_hours": _figure(run.bill.device_hours),
+        "energy_mwh": _figure(run.bill.energy),
+        "carbon_tonnes": _figure(run.bill.carbon),
+        "dollars": _figure(run.bill.dollars),
+    }
+
+
+def _figure(figure: "Figure") -> dict[str, float]:
+    return {"value": figure.value, "low": figure.low, "high": figure.high}

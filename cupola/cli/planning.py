@@ -1,0 +1,354 @@
+"""What `cupola plan` works out from its options: requests, layouts, memory, the run and its price."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cupola.cli.options import load_recipe
+from cupola.errors import InputError
+
+if TYPE_CHECKING:
+    from cupola.plan.advice import Advice
+    from cupola.plan.campaign import Campaign, Settings
+    from cupola.plan.cost import Power, Purchase, Rent
+    from cupola.plan.course import Course
+    from cupola.plan.cures import Cure
+    from cupola.plan.execution import Execution
+    from cupola.plan.hardware import Hardware
+    from cupola.plan.layout import Layout
+    from cupola.plan.memory import Memory
+    from cupola.plan.request import Request
+    from cupola.plan.steptime import StepTime
+
+SPREAD = ("data", "tensor", "pipeline", "context", "expert", "rows", "chunks")
+HOST_PRICE = 1.4
+"""Price of a device with its share of host, network and building over its own. An assumption."""
+DOUBT = (0.7, 1.4)
+"""Interval of a price that is assumed, as factors."""
+ELECTRICITY, LIFETIME = 0.08, 4.0
+"""Dollars for a kWh, years of service; assumptions."""
+STALLS, RESTARTS = (0.5, 5.0, 30.0, 120.0), (60.0, 180.0, 600.0, 1800.0)
+"""Of the table of what-ifs, seconds."""
+
+
+@dataclass
+class Plan:
+    """A stage on a layout: what it needs of memory, and how its steps go.
+
+    Attributes:
+        asked: as it was asked for; of a shipped model without a batch where none was stated.
+        request: with the batch that is planned for.
+        course: all its steps; None where its horizon isn't known.
+        unknown: why not.
+    """
+
+    asked: "Request"
+    request: "Request"
+    layout: "Layout"
+    execution: "Execution"
+    hardware: "Hardware"
+    devices: int
+    margin: float
+    course: "Course | None" = None
+    unknown: str = ""
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    cures: "list[Cure]" = field(default_factory=list)
+    step: "StepTime | None" = None
+
+    def __post_init__(self) -> None:
+        from cupola.plan.memory import by_rank
+
+        self.ranks: list[Memory] = by_rank(self.request.run(self.layout, self.execution))
+        self.memory: Memory = max(self.ranks, key=lambda memory: memory.total)
+        self.fits = self.memory.fits(self.hardware.memory, self.margin)
+        self.notes += self.request.notes
+
+
+@dataclass
+class Planned:
+    """Everything that the command shows.
+
+    Attributes:
+        run: of the stages whose horizon is known; None where it is of none.
+        what_if: (stalls, restarts, goodput at each, by stall), where interruptions are counted.
+    """
+
+    name: str
+    plans: list[Plan]
+    run: "Campaign | None" = None
+    advice: "Advice | None" = None
+    what_if: "tuple[list[float], list[float], list[list[float]]] | None" = None
+
+
+def plan(recipe: str, overrides: tuple[str, ...], options: dict[str, Any]) -> Planned:
+    """What the options ask for.
+
+    Raises:
+        InputError: one line, what can't be and what would work.
+    """
+    from cupola.plan.cures import cures
+    from cupola.plan.hardware import catalogue, parse
+    from cupola.plan.steptime import step_time
+
+    for name in ("batch_tokens", "tokens", "corpus"):
+        options[name] = _amount(options[name], f"--{name.replace('_', '-')}")
+    hardware, devices = parse(options["on"], catalogue(options["hardware"]))
+    plans = _plans(recipe, overrides, options, hardware, devices)
+    for one in plans:
+        if not one.fits:
+            one.cures = cures(one.asked, one.layout, one.execution, hardware, devices, one.margin)
+    found = Planned(recipe, plans)
+    _add_run(found, options, hardware)
+    known = iter(found.run.stages if found.run else ())
+    for one in plans:
+        if one.course is not None:
+            one.step = next(known).step
+        elif one.request.batch is not None:
+            one.step = step_time(one.request.run(one.layout, one.execution), hardware)
+    return found
+
+
+def _plans(
+    recipe: str, overrides: tuple[str, ...], options: dict[str, Any], hardware: "Hardware", devices: int
+) -> list[Plan]:
+    from cupola.recipe.lookup import presets, shipped_recipes
+    from cupola.recipe.structure import did_you_mean
+
+    if recipe in presets() and not Path(recipe).exists():
+        if overrides or options["stage"]:
+            raise InputError(f"{recipe}: is a shipped model; --set and --stage need a recipe")
+        return [_of_preset(recipe, options, hardware, devices)]
+    named = "/" not in recipe and not Path(recipe).exists() and recipe not in shipped_recipes()
+    if named and (close := did_you_mean(recipe, presets())) and not did_you_mean(recipe, shipped_recipes()):
+        raise InputError(f"{recipe}: no recipe or shipped model of that name; did you mean {close}?")
+    return _of_recipe(recipe, overrides, options, hardware, devices)
+
+
+def _of_preset(name: str, options: dict[str, Any], hardware: "Hardware", devices: int) -> Plan:
+    from cupola.models import table
+    from cupola.plan import course
+    from cupola.plan.request import of_preset
+    from cupola.recipe.loading import load_preset
+
+    asked = of_preset(name, load_preset(name), options["sequence_length"], options["batch_tokens"])
+    layout, execution = _spread(asked, options, hardware, devices)
+    request, notes, length = asked, [], asked.sequence_length
+    if request.batch is None:
+        active = table.active_count(request.model, request.vocabulary)
+        request = replace(request, batch=course.usual_batch(active, length, layout))
+        assert request.batch is not None
+        notes = [f"steps of {request.batch * length:,} tokens are taken; --batch-tokens states others"]
+    assert request.batch is not None
+    found = None
+    if options["tokens"] is not None:
+        found = course.of_model(options["tokens"], request.batch * length, length)
+    elif options["corpus"] is not None:
+        raise InputError("--corpus: says how often --tokens read it; state --tokens too")
+    return Plan(asked, request, layout, execution, hardware, devices, options["margin"], found, notes=notes)
+
+
+def _of_recipe(
+    recipe: str, overrides: tuple[str, ...], options: dict[str, Any], hardware: "Hardware", devices: int
+) -> list[Plan]:
+    from cupola.plan import course
+    from cupola.plan.request import of_stage
+    from cupola.plan.stock import stocks
+
+    loaded = load_recipe(recipe, overrides)
+    if options["corpus"] is not None:
+        raise InputError("--corpus: is for a shipped model; a recipe names its own corpora")
+    names = [options["stage"]] if options["stage"] else list(loaded.stages)
+    tokens, length, batch = options["tokens"], options["sequence_length"], options["batch_tokens"]
+    if tokens is not None and len(names) > 1:
+        raise InputError(f"--tokens: of which stage? state --stage, one of {', '.join(names)}")
+    known = stocks(loaded)
+    plans = []
+    for name in names:
+        request = of_stage(loaded, name, length, batch)
+        if tokens is not None and loaded.stages[name].samples:
+            raise InputError(
+                f"--tokens: {name} learns from answers of its own; state its steps in the recipe"
+            )
+        layout, execution = _spread(request, options, hardware, devices)
+        one = Plan(request, request, layout, execution, hardware, devices, options["margin"])
+        try:
+            one.course = course.of_stage(loaded, name, known, length, batch, tokens)
+            _say_repeated(one)
+            if one.course.answers:
+                one.notes.append(
+                    f"{name}: the time of sampling is a rule of thumb, every answer at its greatest length"
+                )
+        except course.UnknownHorizon as error:
+            one.unknown = str(error)
+        plans.append(one)
+    return plans
+
+
+def _say_repeated(one: Plan) -> None:
+    """How often a stage reads its sources; a warning where that is too often."""
+    from cupola.plan.advice import WORTHWHILE
+
+    assert one.course is not None
+    for seen in one.course.repeated:
+        about = "" if seen.stock.counted else "about "
+        words = f"{one.request.name}: {about}{seen.epochs:.2g} epochs of {seen.source!r}"
+        size = f"{about}{seen.stock.tokens:,} tokens"
+        if seen.epochs > WORTHWHILE:
+            one.warnings.append(
+                f"{words}, which has {size}; up to {WORTHWHILE:.0f} are nearly as good as fresh text"
+                " (Muennighoff et al. 2023): add text, or let the stage be shorter"
+            )
+        else:
+            one.notes.append(f"{words} ({size})")
+
+
+def _spread(
+    request: "Request", options: dict[str, Any], hardware: "Hardware", devices: int
+) -> "tuple[Layout, Execution]":
+    from cupola.plan.execution import ON_CPU, Execution
+    from cupola.plan.request import layout_of
+
+    given = {name: options[name] for name in (*SPREAD, "shard", "schedule", "checkpointing")}
+    layout = layout_of(
+        request.scale, {name: value for name, value in given.items() if value is not None}, devices
+    )
+    if found := request.faults(layout, devices):
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        row = f"; a row is {request.sequence_length:,} tokens" if found[0].startswith("a batch") else ""
+        raise InputError(f"{request.name}: {found[0]}{row}{more}")
+    on_cpu = hardware.name == "cpu"
+    precision: Any = options["precision"] or request.precision
+    if precision == "auto":
+        known = [name for name in ("bf16", "fp16") if name in hardware.peak and not on_cpu]
+        precision = known[0] if known else "fp32"
+    execution = Execution(precision=precision, loss=options["loss"])
+    return layout, replace(execution, overhead=ON_CPU) if on_cpu else execution
+
+
+def _amount(text: str | None, option: str) -> int | None:
+    """A number of tokens that an option states."""
+    if text is None:
+        return None
+    from cupola.recipe.quantity import Quantity
+
+    try:
+        amount = Quantity.parse(text)
+    except ValueError as error:
+        raise InputError(f"{option} {text}: {error}") from None
+    if amount.unit not in ("", "tokens") or amount.amount < 1:
+        raise InputError(f"{option} {text}: a number of tokens is expected, such as 4M")
+    return int(amount.amount)
+
+
+def _add_run(found: Planned, options: dict[str, Any], hardware: "Hardware") -> None:
+    """The run of the stages whose horizon is known; what is wrong with prices is told in any case."""
+    from cupola.models import table
+    from cupola.plan import campaign
+    from cupola.plan.advice import advise
+    from cupola.plan.work import Asked
+
+    power, grid = power_of(options, hardware), grid_of(options["grid"])
+    price, settings = price_of(options, hardware, power), settings_of(options)
+    known = [one for one in found.plans if one.course is not None]
+    if not known:
+        return
+    asked = [
+        Asked(one.request, one.layout, one.execution, one.course) for one in known if one.course is not None
+    ]
+    of_recipe = options["tokens"] is None
+    found.run = campaign.campaign(asked, hardware, settings, power, grid, price, of_recipe)
+    found.what_if = _what_if(found.run)
+    first = found.plans[0].request
+    if options["tokens"] is not None and first.name == found.name:
+        active = table.active_count(first.model, first.vocabulary)
+        found.advice = advise(active, options["tokens"], options["corpus"])
+
+
+def _what_if(run: "Campaign") -> "tuple[list[float], list[float], list[list[float]]] | None":
+    from cupola.plan.goodput import what_if
+
+    happened = run.interruptions
+    if not happened.counted:
+        return None
+    own = happened.practice
+    stalls, restarts = _around(own.stall, STALLS), _around(own.restart, RESTARTS)
+    table = what_if(happened.causes, own, stalls, restarts)
+    return stalls, restarts, [[one.goodput for one in row] for row in table]
+
+
+def _around(own: float, others: tuple[float, ...]) -> list[float]:
+    """The plan's own value among others, less those that are nearly the same."""
+    return sorted([own, *(one for one in others if abs(one - own) > 0.2 * own)])
+
+
+def settings_of(options: dict[str, Any]) -> "Settings":
+    """How the run saves and comes back, as far as it is stated."""
+    from cupola.plan.campaign import Settings
+    from cupola.plan.figure import check
+
+    for name in ("stall", "restart", "interval"):
+        if options[name] is not None:
+            check(f"--{name}, in seconds", options[name], above=name == "interval")
+    names = ("stall", "restart", "interval", "spares", "simulate", "seed")
+    return Settings(**{name: options[name] for name in names})
+
+
+def power_of(options: dict[str, Any], hardware: "Hardware") -> "Power":
+    """What a device and its share of the host take."""
+    from cupola.plan.cost import RATED_FRACTION, Power
+    from cupola.plan.figure import Figure, check
+
+    check("--pue", options["pue"], 1, 3)
+    fraction = options["power_fraction"]
+    if fraction is not None:
+        check("--power-fraction", fraction, most=1.5)
+    share: Figure | float = RATED_FRACTION if fraction is None else fraction
+    return Power(hardware.watts, hardware.host_share * hardware.watts, share, pue=options["pue"])
+
+
+def grid_of(text: str) -> float:
+    """kg of CO2 equivalent per kWh, of a grid's name or a number.
+
+    Raises:
+        InputError: neither.
+    """
+    from cupola.plan.cost import GRIDS
+    from cupola.plan.figure import check
+
+    if text.lower() in GRIDS:
+        return GRIDS[text.lower()][0]
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(
+            f"--grid {text}: kg of CO2 per kWh are expected, such as 0.385, or one of {', '.join(GRIDS)}"
+        ) from None
+    check("--grid, in kg per kWh", value, most=2)
+    return value
+
+
+def price_of(options: dict[str, Any], hardware: "Hardware", power: "Power") -> "Rent | Purchase":
+    """Rented, or bought with `--buy`; prices that nobody stated have an interval."""
+    from cupola.plan.cost import Purchase, Rent
+    from cupola.plan.figure import Figure, check
+
+    def assumed(value: float) -> Figure:
+        return Figure(value, DOUBT[0] * value, DOUBT[1] * value)
+
+    bought = {name: options[name] for name in ("capital", "electricity", "lifetime")}
+    for name, value in [*bought.items(), ("rent", options["rent"])]:
+        if value is not None:
+            check(f"--{name}", value, above=name == "lifetime")
+    if not options["buy"]:
+        if stated := [name for name, value in bought.items() if value is not None]:
+            raise InputError(f"--{stated[0]}: is of devices that are bought; state --buy too")
+        return Rent(assumed(hardware.rent) if options["rent"] is None else options["rent"])
+    if options["rent"] is not None:
+        raise InputError("--buy and --rent: devices are either bought or rented; leave out one of them")
+    return Purchase(
+        assumed(HOST_PRICE * hardware.price) if bought["capital"] is None else bought["capital"],
+        power,
+        ELECTRICITY if bought["electricity"] is None else bought["electricity"],
+        LIFETIME if bought["lifetime"] is None else bought["lifetime"],
+    )
