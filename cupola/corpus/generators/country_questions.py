@@ -229,7 +229,10 @@ CAPITAL = FIELDS[:1]
 
 
 def capitals(seed: int, facts: Sequence[Facts]) -> Items:
-    """What is the capital of Austria? The capital of Austria is Vienna. So few that a small model learns them."""
+    """What is the capital of Austria? The capital of Austria is Vienna.
+
+    So few that a small model learns them.
+    """
     return country_questions(seed, facts, CAPITAL)
 
 
