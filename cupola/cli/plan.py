@@ -15,6 +15,7 @@ SECTIONS = {
     "Devices and layout": (
         "on",
         "hardware",
+        "measure",
         "data",
         "tensor",
         "pipeline",
@@ -78,6 +79,9 @@ SECTIONS = {
     "--hardware",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Records of devices of your own, or changes to those shipped.",
+)
+@click.option(
+    "--measure", is_flag=True, help="Measure this machine first, some seconds; kept for later plans."
 )
 @click.option("--data", type=WORKERS, metavar="N", help="Data-parallel workers; by default all that is left.")
 @click.option("--tensor", type=WORKERS, metavar="N", help="Tensor-parallel workers.")
@@ -163,7 +167,8 @@ def command(
     Parameters, FLOPs, memory of each device, the time of a step; and where it is known how many tokens are
     trained on, days, interruptions, energy and dollars, each with the interval that holds it 9 times in 10.
 
-    RECIPE_OR_PRESET is a recipe, or a shipped model such as llama3-8b. Nothing is measured, no data is read.
+    RECIPE_OR_PRESET is a recipe, or a shipped model such as llama3-8b. No data is read, and nothing is
+    measured without --measure.
     """
     from cupola.cli.planning import plan
 

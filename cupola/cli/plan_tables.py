@@ -207,12 +207,15 @@ def _show_what_if(planned: "Planned") -> None:
 
 
 def _show_notes(planned: "Planned") -> None:
+    from cupola.plan.host import notes as host_notes
+
     for line in _scaling(planned):
         click.echo(line)
     unknown = [plan.unknown for plan in planned.plans if plan.unknown]
     for words in unknown:
         click.echo(f"not in it: {words}")
-    for note in dict.fromkeys(note for plan in planned.plans for note in plan.notes):
+    notes = [note for plan in planned.plans for note in plan.notes]
+    for note in dict.fromkeys([*notes, *host_notes(planned.plans[0].hardware.name)]):
         click.echo(f"note: {note}")
     for words in dict.fromkeys(words for plan in planned.plans for words in plan.warnings):
         click.echo(f"warning: {words}")

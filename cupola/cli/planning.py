@@ -93,6 +93,10 @@ def plan(recipe: str, overrides: tuple[str, ...], options: dict[str, Any]) -> Pl
 
     for name in ("batch_tokens", "tokens", "corpus"):
         options[name] = _amount(options[name], f"--{name.replace('_', '-')}")
+    if options["measure"]:
+        from cupola.plan.host import measure
+
+        measure()
     hardware, devices = parse(options["on"], catalogue(options["hardware"]))
     plans = _plans(recipe, overrides, options, hardware, devices)
     for one in plans:

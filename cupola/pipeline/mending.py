@@ -14,6 +14,8 @@ from cupola.pipeline.folder import DamagedRecord, RunFolder, StageFolder, write_
 from cupola.pipeline.records import RUNNING, stage_fault
 
 BEGINNINGS = ("stage_begun", "stage_resumed")
+NOT_RECORDED = ("time", "event", "stage", "spent")
+"""What a `stage_done` says beside the record."""
 
 
 def mend_records(folder: RunFolder, name: str, display: Display) -> None:
@@ -69,7 +71,7 @@ def _stage_facts(stage: StageFolder, events: list[dict[str, Any]]) -> dict[str, 
             facts = {"name": stage.name, "key": event["key"], "status": RUNNING}
             facts["compiled"] = event.get("compiled", False)
         elif event.get("event") == "stage_done" and facts:
-            facts |= {key: value for key, value in event.items() if key not in ("time", "event", "stage")}
+            facts |= {key: value for key, value in event.items() if key not in NOT_RECORDED}
     if facts and stage_fault(facts, stage.name) is None:
         return facts
     if checkpoints(stage.checkpoints):

@@ -1,42 +1,49 @@
-"""Fail before spending: one batch of every stage through a fresh model, before the run starts.
+"""Fail before spending: a few steps of every stage through a fresh model, before the run starts.
 
 Four things are measured and held against what they must be: the first loss is what the objective expects
-(ln V for a fresh model) to within 3%; one batch can be learnt by heart; the memory fits; the time is
-estimated from real steps at every row length of the stage. It trains a model of its own and leaves no
+(ln V for a fresh model) to within 3%; one batch can be learnt by heart; the memory fits; and the time of the
+whole stage is reckoned from steps of every size that it will take, and from what it does beside training,
+each done once in small. It trains a model of its own and leaves no
 trace. Without data the tokens are random, which tests the same but for the corpus.
 """
 
 import math
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from cupola import objectives, optim
-from cupola.data.batch import LEARNT, MISMATCHED, REJECTED, Batch, Microbatch
-from cupola.data.loader import Reader
-from cupola.data.order import Order
+from cupola import objectives
+from cupola.data.batch import Microbatch
 from cupola.display import Display, size
 from cupola.errors import CupolaError
-from cupola.generate import generate
-from cupola.models import build, lora
-from cupola.models.stack import LanguageModel
-from cupola.parallel.device import autocast, peak_memory, reset_peak_memory, synchronize, total_memory
+from cupola.machine import Elsewhere
+from cupola.models import build
+from cupola.parallel.device import peak_memory, total_memory
 from cupola.parallel.engine import LocalEngine
+from cupola.pipeline.beside import (
+    OwnAnswers,
+    Reading,
+    checkpoint_seconds,
+    samples_seconds,
+    weights_beside,
+)
+from cupola.pipeline.course import course_of
 from cupola.pipeline.decisions import Decisions
 from cupola.pipeline.prepare import Prepared
-from cupola.pipeline.stage import stage_clock, stage_notes, stage_order
+from cupola.pipeline.rehearsing import Rehearsal, Subject, random_rows, steps_of
+from cupola.pipeline.stage import Sources, stage_clock, stage_notes, stage_order
+from cupola.plan.own import Phase, StagePlan
 from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Recipe, Stage
 from cupola.storage import digest
+from cupola.train.memory import held_now
+from cupola.train.questions import Questions
 
 TOLERANCE = 0.03
-SAMPLED_ROWS, SAMPLED_AFTER, SAMPLED_TOKENS = 64, 16, 8
-"""Answers, question's tokens and answer's tokens of the measurement of sampling."""
-WARM_AFTER = 20.0
-"""Seconds of a pass beside which its warming up is nothing, so that it is not made twice."""
+USUAL_QUESTION = 16
+"""Tokens of a question, where there is no data."""
 OVERFIT_STEPS = 60
 OVERFIT_SHARE = 0.6
 OVERFIT_TOKENS = 256
@@ -52,6 +59,8 @@ class StageCheck:
     expected_loss: float | None
     peak_bytes: int
     seconds: float
+    plan: dict[str, Any]
+    """As of `plan.own.StagePlan`."""
     epochs: dict[str, float] = field(default_factory=dict)
 
 
@@ -70,12 +79,26 @@ class Check:
         """The object that `cupola check --json` prints."""
         return asdict(self)
 
+    def without_plans(self) -> dict[str, Any]:
+        """The same without the stages' plans, which are recorded by themselves."""
+        facts = self.as_json()
+        for stage in facts["stages"]:
+            del stage["plan"]
+        return facts
 
-def preflight(recipe: Recipe, prepared: Prepared | None, decisions: Decisions, display: Display) -> Check:
+
+def preflight(
+    recipe: Recipe,
+    prepared: Prepared | None,
+    decisions: Decisions,
+    display: Display,
+    scratch: Path | None = None,
+) -> Check:
     """Dry-run every stage of a recipe.
 
     Args:
         prepared: the stores, or None for random tokens.
+        scratch: a folder that isn't there, in which to try what a checkpoint takes; None: that is not timed.
 
     Raises:
         CupolaError: a first loss that is off, a batch that can't be learnt, memory that does not suffice;
@@ -85,10 +108,11 @@ def preflight(recipe: Recipe, prepared: Prepared | None, decisions: Decisions, d
     with display.task("checking the recipe", total=len(recipe.stages) + 1, unit="stages") as task:
         for name, stage in recipe.stages.items():
             task.note(name)
-            clock, order = _clock_and_order(recipe, name, stage, prepared)
-            checks.append(_check_stage(recipe, name, stage, clock, order, prepared, decisions))
+            subject, sources = _subject(recipe, name, stage, prepared, decisions)
+            order = subject.order
+            checks.append(_check_stage(subject, sources, scratch))
             if not stage.samples:  # questions are meant to be asked again
-                notes += stage_notes(recipe, name, clock, order)
+                notes += stage_notes(recipe, name, subject.clock, order)
                 warnings += order.warnings() if order else []
             if order is not None:
                 fingerprints.append(order.fingerprint())
@@ -96,67 +120,105 @@ def preflight(recipe: Recipe, prepared: Prepared | None, decisions: Decisions, d
         task.note("one batch by heart")
         _overfit(recipe, decisions, checks[0])
         task.advance()
+    checks = [_on_top(check, held_now(torch.device(decisions.device))) for check in checks]
     return Check(checks, digest(fingerprints) if prepared else None, notes, warnings)
 
 
-def _check_stage(
-    recipe: Recipe,
-    name: str,
-    stage: Stage,
-    clock: Clock,
-    order: Order | None,
-    prepared: Prepared | None,
-    decisions: Decisions,
-) -> StageCheck:
-    device = torch.device(decisions.device)
-    reset_peak_memory(device)
-    model = recipe.model_of(name)
-    module = build(model, decisions.vocabulary, recipe.seed, device, scores=stage.scores)
-    lora.restrict(module, stage, name, recipe.seed)
-    optimizer = optim.build(module, stage.optimizer)
-    objective = objectives.build(stage, dry_run=True)
-    engine = LocalEngine(module, decisions.precision, device)
-    microbatches = _first_microbatches(prepared, stage, clock, order, decisions)
-    tokens_per_second, losses = {}, []
-    for length, microbatch in microbatches.items():
-        seconds, loss = _timed_pass(engine, objective, microbatch, device)
-        tokens_per_second[length] = microbatch.tokens.numel() / seconds
-        losses.append(loss)
-    optim.set_values(optimizer, clock.values(0, clock.boundary(1))._replace(learning_rate=0.0))
-    optimizer.step()  # makes the state, which SOAP's first step takes longer over than any other
-    synchronize(device)
-    begun = time.perf_counter()
-    optimizer.step()
-    synchronize(device)
-    step_seconds = time.perf_counter() - begun
-    peak = peak_memory(device)
-    expected = objective.expected_first_loss(decisions.vocabulary)
-    _judge(name, losses[0], expected, peak, device)
+def _check_stage(subject: Subject, sources: Sources, scratch: Path | None) -> StageCheck:
+    name, stage, others = subject.name, subject.stage, Elsewhere()
+    rehearsal = Rehearsal(subject)
+    reading, own = None, None
     if stage.samples:
-        longest = stage.policy.completions * stage.policy.max_completion_length
-        each = 1 / tokens_per_second[1] + _sampling_seconds(module, decisions)
-        tokens_per_second = {
-            1: 1 / (each * longest)
-        }  # on the stage's clock: questions, answered at full length
-    seconds = _stage_seconds(clock, tokens_per_second, step_seconds)
-    epochs = order.epochs_of(clock.end) if order else {}
-    return StageCheck(name, losses[0], expected, peak, seconds, epochs)
+        own = _train_on_answers(rehearsal, sources)
+        reading = Reading(rehearsal)
+        phases = _phases_of_answers(rehearsal, own, reading)
+    else:
+        steps, microbatches = steps_of(subject)
+        rehearsal.train(microbatches, max(sum(step.values()) for step in steps.values()))
+        phases = rehearsal.phases(steps)
+    expected = rehearsal.objective.expected_first_loss(subject.decisions.vocabulary)
+    _judge_loss(name, rehearsal.first_loss, expected)
+    parts = _parts(rehearsal, reading, own, scratch) if subject.prepared else {}
+    peak = peak_memory(rehearsal.device) + weights_beside(rehearsal.module, stage)
+    _judge_memory(name, peak, rehearsal.device)
+    peak -= rehearsal.base
+    notes = ["answers are taken at their full length"] if own else []
+    if subject.recipe.compile == "on":
+        notes.append("torch.compile is not reckoned with")
+    plan = StagePlan(peak, phases, rehearsal.warmup, parts, others.cores(), tuple(notes))
+    epochs = subject.order.epochs_of(subject.clock.end) if subject.order else {}
+    return StageCheck(name, rehearsal.first_loss, expected, peak, plan.total, plan.as_json(), epochs)
 
 
-def _sampling_seconds(module: LanguageModel, decisions: Decisions) -> float:
-    """Of one token, many answers at a time."""
-    begun = time.perf_counter()
-    with autocast(torch.device(decisions.device), decisions.precision):
-        generate(module, [[1] * SAMPLED_AFTER] * SAMPLED_ROWS, SAMPLED_TOKENS)
-    return (time.perf_counter() - begun) / (SAMPLED_ROWS * SAMPLED_TOKENS)
+def _on_top(check: StageCheck, held: int) -> StageCheck:
+    """A check whose memory is what the stage drew, as what it will draw: what the process holds when the dry
+    run is over comes below."""
+    peak = check.peak_bytes + held
+    return replace(check, peak_bytes=peak, plan={**check.plan, "memory_bytes": peak})
 
 
-def _judge(name: str, loss: float, expected: float | None, peak: int, device: torch.device) -> None:
+def _train_on_answers(rehearsal: Rehearsal, sources: Sources) -> OwnAnswers:
+    """Time what a stage learns of its own answers."""
+    stage, subject = rehearsal.subject.stage, rehearsal.subject
+    asked = [
+        len(question.ids)
+        for source in sources.values()
+        if isinstance(source, Questions)
+        for question in source.questions
+    ]
+    length = stage.longest_row()
+    rehearsal.train(_rows_of_answers(subject, length), at_once=1)
+    return OwnAnswers(rehearsal, sum(asked) / len(asked) if asked else USUAL_QUESTION)
+
+
+def _rows_of_answers(subject: Subject, length: int) -> dict[tuple[int, int], Microbatch]:
+    rows = max(1, subject.decisions.microbatch_tokens // length)
+    return {(rows, length): random_rows(subject, rows, length)}
+
+
+def _phases_of_answers(rehearsal: Rehearsal, own: OwnAnswers, reading: Reading) -> tuple[Phase, ...]:
+    [(at_once, length)] = rehearsal.timed
+    phases = []
+    for (_, questions), count in rehearsal.subject.course.steps.items():
+        full, rest = divmod(own.rows(questions), at_once)
+        step = {(at_once, length): full} | ({(rest, length): 1} if rest else {})
+        seconds = rehearsal.seconds(step) + own.seconds(questions, reading)
+        phases.append(Phase(1, questions, count, seconds))
+    return tuple(phases)
+
+
+def _parts(
+    rehearsal: Rehearsal, reading: Reading | None, own: OwnAnswers | None, scratch: Path | None
+) -> dict[str, float]:
+    """Seconds of what the stage does beside training."""
+    subject, course = rehearsal.subject, rehearsal.subject.course
+    assert subject.prepared is not None
+    reading = reading or Reading(rehearsal)
+    looking = reading.rate * (course.evaluations * reading.tokens(False) + reading.tokens(True))
+    if own is not None:
+        looking += course.evaluations * own.judged(subject.prepared, False)
+        looking += own.judged(subject.prepared, True)
+    saving, loading = (0.0, 0.0) if scratch is None else checkpoint_seconds(rehearsal, scratch)
+    has_parent = subject.recipe.parent_of(subject.name) is not None
+    return {
+        "evaluation": looking,
+        "samples": (course.evaluations + 1) * samples_seconds(rehearsal),
+        "checkpoints": course.saves * saving,
+        "health": course.looks * rehearsal.look,
+        "reference": reading.referred() * reading.rate,
+        "start": rehearsal.opening + (loading if has_parent else 0.0),
+    }
+
+
+def _judge_loss(name: str, loss: float, expected: float | None) -> None:
     if expected is not None and not abs(loss - expected) <= TOLERANCE * expected:
         raise CupolaError(
             f"check {name}: the first loss is {loss:.3f}, but a fresh model's is {expected:.3f} to within"
             f" {TOLERANCE:.0%}; model.init_std is the usual cause"
         )
+
+
+def _judge_memory(name: str, peak: int, device: torch.device) -> None:
     if peak > total_memory(device):
         raise CupolaError(
             f"check {name}: draws {size(peak)} of memory, {device} has {size(total_memory(device))};"
@@ -164,72 +226,18 @@ def _judge(name: str, loss: float, expected: float | None, peak: int, device: to
         )
 
 
-def _clock_and_order(
-    recipe: Recipe, name: str, stage: Stage, prepared: Prepared | None
-) -> tuple[Clock, Order | None]:
+def _subject(
+    recipe: Recipe, name: str, stage: Stage, prepared: Prepared | None, decisions: Decisions
+) -> tuple[Subject, Sources]:
+    """A stage, and what its data order draws from."""
+    sources: Sources = {} if prepared is None else prepared.train_sources(stage)
     if prepared is None:
-        return Clock(stage.on_clock(), epoch_tokens=10**9), None
-    stores = prepared.train_sources(stage)
-    clock = stage_clock(stage, stores)
-    return clock, stage_order(recipe, name, stage, stores, clock)
-
-
-def _first_microbatches(
-    prepared: Prepared | None, stage: Stage, clock: Clock, order: Order | None, decisions: Decisions
-) -> dict[int, Microbatch]:
-    """One microbatch of each row length that the stage uses, as large as training makes them."""
-    found: dict[int, Microbatch] = {}
-    for position, boundary in clock.steps():
-        length = clock.sequence_length(position)
-        if length in found:
-            continue
-        if order is None or prepared is None or stage.samples:
-            row = stage.longest_row() if stage.samples else length
-            wanted = decisions.microbatch_tokens if stage.samples else boundary - position
-            rows = max(1, min(wanted, decisions.microbatch_tokens) // row)
-            generator = torch.Generator().manual_seed(position)
-            tokens = torch.randint(1, decisions.vocabulary, (rows, row + 1), generator=generator)
-            found[length] = (
-                Microbatch.of_rows(tokens) if stage.reads == "text" else _two_answers(tokens, stage)
-            )
-            continue
-        reader = Reader(order, prepared.train_stores(stage), decisions.microbatch_tokens, rank=0, ranks=1)
-        found[length] = reader.batch(position, boundary).microbatches[0]
-    return found
-
-
-def _two_answers(tokens: torch.Tensor, stage: Stage) -> Microbatch:
-    """Rows of two sequences each, all of which is learnt, with token 0 before and after each; the second
-    one is the rejected one of a pair, or another's of rated answers."""
-    middle = tokens.shape[1] // 2
-    tokens[:, [0, middle, -1]] = 0
-    learnt = (tokens != 0).numpy().astype(np.uint8) * LEARNT
-    learnt[:, middle:] *= MISMATCHED if stage.reads == "rated" else REJECTED
-    return Microbatch.of_rows(tokens, delimiter=0, learnt=learnt)
-
-
-def _timed_pass(
-    engine: LocalEngine, objective: objectives.Objective, microbatch: Microbatch, device: torch.device
-) -> tuple[float, float]:
-    """Seconds of a forward and backward pass, and the loss. The first of two warms up, if it is short."""
-    sequences = microbatch.answers.count if microbatch.answers else 0
-    batch = Batch(0, 0, [microbatch], {}, int((microbatch.targets >= 0).sum()), sequences)
-    for _ in range(2):
-        synchronize(device)
-        begun = time.perf_counter()
-        result = engine.forward_backward([microbatch], objective, objective.normaliser(batch))
-        loss = float(result.loss)
-        seconds = time.perf_counter() - begun
-        if seconds > WARM_AFTER:
-            break
-    return seconds, loss
-
-
-def _stage_seconds(clock: Clock, tokens_per_second: dict[int, float], step_seconds: float) -> float:
-    seconds = 0.0
-    for start, end in clock.steps():
-        seconds += (end - start) / tokens_per_second[clock.sequence_length(start)] + step_seconds
-    return seconds
+        clock, order = Clock(stage.on_clock(), epoch_tokens=10**9), None
+    else:
+        clock = stage_clock(stage, sources)
+        order = stage_order(recipe, name, stage, sources, clock)
+    course = course_of(recipe, stage, clock)
+    return Subject(recipe, name, stage, clock, course, order, prepared, decisions), sources
 
 
 def _overfit(recipe: Recipe, decisions: Decisions, check: StageCheck) -> None:

@@ -24,6 +24,7 @@ AFTER_DECISIONS = (
     "vocabulary",
     "checked",
     "check",
+    "plan",
     IMPORTED,
 )
 """What is recorded only when it is known what `auto` means."""
@@ -68,6 +69,13 @@ class Check(Shape):
     stages: list[CheckedStage]
 
 
+class Plan(Shape):
+    """What a stage was found to take; `plan.own.StagePlan` has the rest."""
+
+    key: str
+    training_seconds: float
+
+
 class Origin(Shape):
     """Where an imported model came from."""
 
@@ -89,6 +97,7 @@ class RunRecord(Shape):
     vocabulary: Count = ABSENT
     checked: str = ABSENT
     check: Check = ABSENT
+    plan: dict[str, Plan] = ABSENT
     imported: Origin = ABSENT
 
 

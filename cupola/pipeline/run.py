@@ -16,7 +16,7 @@ from cupola import storage
 from cupola.chat.template import save_template
 from cupola.checkpoint.names import checkpoints
 from cupola.checkpoint.verifying import read_facts
-from cupola.display import Display, duration, size
+from cupola.display import Display, duration
 from cupola.errors import CupolaError, Interrupted
 from cupola.evaluate import xz_bits
 from cupola.models import table
@@ -25,6 +25,7 @@ from cupola.paths import runs_root
 from cupola.pipeline.beginning import lay_out_beginning, own_tokenizer
 from cupola.pipeline.decisions import Decisions, decide
 from cupola.pipeline.folder import RunFolder
+from cupola.pipeline.foreseen import outcome, record_plan, say_outcome
 from cupola.pipeline.memory import require_memory, running_out
 from cupola.pipeline.mending import mend_records
 from cupola.pipeline.plan import PlannedStage, plan_stages, require_parents, stage_names
@@ -33,7 +34,7 @@ from cupola.pipeline.prepare import Prepared, heldout_texts, prepare
 from cupola.pipeline.stage import StageRun, pause_position, stage_clock
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Recipe
-from cupola.report import write_report
+from cupola.report import read_records, write_report
 
 Status = Literal["done", "unchanged", "paused", "stopped", "failed"]
 """Of a stage: `paused` is where `stop_at` asked for it, `stopped` by a signal."""
@@ -65,10 +66,14 @@ class RunReport:
     run: str
     stages: list[StageReport] = field(default_factory=list)
     error: CupolaError | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+    """Of its stages, beside what happened; empty where there was no plan or nothing was trained."""
 
     def as_json(self) -> dict[str, Any]:
         """The object that `cupola run --json` prints; `status` is done, paused, interrupted or failed."""
-        return {"run": self.run, "status": self.status, "stages": [stage.as_json() for stage in self.stages]}
+        stages = [stage.as_json() for stage in self.stages]
+        plan = {"plan": self.plan} if self.plan else {}
+        return {"run": self.run, "status": self.status, "stages": stages, **plan}
 
     @property
     def status(self) -> Literal["done", "paused", "interrupted", "failed"]:
@@ -155,7 +160,10 @@ def _run(
         display.say(f"go on without --from {names[0]}, which would begin with it once more")
     if any(stage.status != "unchanged" for stage in report.stages):
         try:
-            write_report(folder.path)
+            records = read_records(folder.path)
+            report.plan = outcome(records, names)
+            say_outcome(records, names, display)
+            write_report(folder.path, records)
         except (OSError, CupolaError) as error:
             display.warn(f"the report could not be written: {error}")
     if report.error is None:
@@ -172,16 +180,14 @@ def _run_stages(
     display: Display,
     pause: int | None,
 ) -> None:
-    estimates = {
-        check["name"]: check["seconds"] for check in folder.facts().get("check", {}).get("stages", [])
-    }
+    plans = folder.facts().get("plan", {})
     for stage in planned:
         if stage.action == "unchanged":
             report.stages.append(_stage_report(stage, "unchanged"))
             display.say(f"stage {stage.name}: done before, unchanged")
             continue
         try:
-            seconds = estimates.get(stage.name)
+            seconds = plans.get(stage.name, {}).get("training_seconds")
             with running_out(f"stage {stage.name}"):
                 stop_at = pause if stage is planned[-1] else None
                 result = StageRun(folder, recipe, prepared, decisions, stage, display).train(seconds, stop_at)
@@ -266,16 +272,15 @@ def _check_once(
     key = storage.digest([stage.key for stage in planned])
     if folder.facts().get("checked") == key:
         return
+    import torch.utils.tensorboard  # noqa: F401  takes seconds, which are no stage's
+
     with running_out("check"):
-        result = preflight(recipe, prepared, decisions, display)
+        result = preflight(recipe, prepared, decisions, display, folder.path / ".trial")
     for stage in result.stages:
-        display.say(
-            f"check {stage.name}: first loss {stage.first_loss:.3f}{_expected(stage.expected_loss)},"
-            f" peak memory {size(stage.peak_bytes)}, about {duration(stage.seconds)}"
-        )
-    display.say(f"training takes about {duration(sum(stage.seconds for stage in result.stages))}")
-    folder.ledger.append("checked", **result.as_json())
-    folder.record(checked=key, check=result.as_json())
+        display.say(f"check {stage.name}: first loss {stage.first_loss:.3f}{_expected(stage.expected_loss)}")
+    folder.ledger.append("checked", **result.without_plans())
+    folder.record(checked=key, check=result.without_plans())
+    record_plan(folder, result, planned, display)
 
 
 def _expected(loss: float | None) -> str:

@@ -5,6 +5,7 @@ optimizer's state and the position), the last checkpoint of its parent (what `ca
 The parts know nothing of files; saving, evaluating and sampling are given to the loop as callbacks.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,8 +20,10 @@ from cupola.data.order import Order, epoch_tokens
 from cupola.data.store import TokenStore
 from cupola.display import Display
 from cupola.errors import CupolaError, InputError
+from cupola.machine import Elsewhere
 from cupola.models import build, lora
 from cupola.models.table import trained
+from cupola.parallel.device import peak_memory
 from cupola.parallel.engine import LocalEngine
 from cupola.pipeline.decisions import Decisions
 from cupola.pipeline.folder import RunFolder, StageFolder, final_checkpoint
@@ -36,6 +39,7 @@ from cupola.recipe.schema import Recipe, Stage
 from cupola.train.compiling import decide_compile
 from cupola.train.health import Watch, interval
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
+from cupola.train.memory import held_now
 from cupola.train.metrics import cut_back
 from cupola.train.questions import Questions
 
@@ -93,7 +97,9 @@ class StageRun:
         self.folder, self.recipe, self.planned, self.display = folder, recipe, planned, display
         self.prepared, self.decisions = prepared, decisions
         self.files, self.stage = planned.folder, planned.stage
+        self.begun, self.others = time.monotonic(), Elsewhere()
         device = torch.device(decisions.device)
+        held_now(device)  # so that a stage's peak is its own, as the dry run measures it
         self.model = recipe.model_of(planned.name)
         self.module = build(self.model, prepared.vocabulary, recipe.seed, device, scores=self.stage.scores)
         material = material_of(self.stage)
@@ -147,7 +153,7 @@ class StageRun:
         result = train_stage(replace(self._setup(start), stop_at=stop_at), self.display)
         if result.paused:
             where = {"step": result.progress.step, "tokens": result.progress.position}
-            self.folder.ledger.append("stage_paused", stage=self.planned.name, **where)
+            self.folder.ledger.append("stage_paused", stage=self.planned.name, **where, spent=self._spent())
         else:
             self._finish(result)
         return result
@@ -309,4 +315,13 @@ class StageRun:
         for remark in self.material.remarks(json_lines.read_whole(self.files.metrics)):
             self.display.warn(remark)
         self.files.record(**facts)
-        self.folder.ledger.append("stage_done", stage=self.planned.name, **facts)
+        self.folder.ledger.append("stage_done", stage=self.planned.name, **facts, spent=self._spent())
+
+    def _spent(self) -> dict[str, float]:
+        """Of the clock since this start of the stage, of others' cores meanwhile, and of memory at its peak,
+        what came after the last step included."""
+        return {
+            "wall_seconds": round(time.monotonic() - self.begun, 3),
+            "elsewhere": round(self.others.cores(), 3),
+            "memory_bytes": peak_memory(self.engine.device),
+        }

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from cupola.errors import InputError
 from cupola.machine import usable_cores
+from cupola.plan.host import measured
 from cupola.recipe.document import Node, read_document, shown
 from cupola.recipe.strict import Strict
 from cupola.recipe.structure import did_you_mean
@@ -254,11 +255,23 @@ def parse(text: str, known: Mapping[str, Hardware] | None = None) -> tuple[Hardw
 
 
 def _here(record: Hardware) -> Hardware:
-    """The shipped record `cpu` with this machine's memory and cores; any other as it is."""
+    """The shipped record `cpu` with this machine's memory and cores, and its speed where that has been
+    measured (`plan.host`); any other as it is."""
     if record is not _shipped()["cpu"]:
         return record
     import psutil
 
-    cores = usable_cores()
-    peak = {name: value / 2 * cores for name, value in record.peak.items()}
-    return record.model_copy(update={"memory": float(psutil.virtual_memory().total), "peak": peak})
+    here = {"memory": float(psutil.virtual_memory().total)}
+    if (host := measured()) is not None:
+        peak, sources = {"fp32": host.fp32, "bf16": host.bf16}, {**record.sources, "sheet": host.source}
+        return record.model_copy(
+            update={
+                **here,
+                "peak": peak,
+                "attainable": dict.fromkeys(peak, 1.0),  # large products are what was measured
+                "bandwidth": host.bandwidth,
+                "sources": sources,
+            }
+        )
+    peak = {name: value / 2 * usable_cores() for name, value in record.peak.items()}
+    return record.model_copy(update={**here, "peak": peak})

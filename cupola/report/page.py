@@ -11,6 +11,7 @@ import numpy as np
 from cupola import storage
 from cupola.display import count, duration, size
 from cupola.report.health import faults_of, health_svgs
+from cupola.report.planned import rows
 from cupola.report.plots import curve_svgs, loss_plot_svg, palette_css
 from cupola.report.records import RunRecords, StageRecords, finite_figures, read_records
 from cupola.train.metrics import mean_of_last
@@ -21,14 +22,17 @@ EVENT_CHARACTERS = 240
 SAMPLES_SHOWN = 60
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, records: RunRecords | None = None) -> Path:
     """Write `report.html` of a run, finished or not, into its folder.
+
+    Args:
+        records: what is in it, if that has been read.
 
     Raises:
         CupolaError: the file can't be written.
     """
     path = folder / "report.html"
-    storage.write_text(path, render(read_records(folder)))
+    storage.write_text(path, render(read_records(folder) if records is None else records))
     return path
 
 
@@ -56,6 +60,7 @@ def render(records: RunRecords) -> str:
         palette=palette_css(),
         tiles=_tiles(records),
         stages=[_stage_row(stage, sources) for stage in records.stages],
+        planned=rows(records),
         origins=[_origin(stage) for stage in records.stages if "origin" in stage.facts],
         sources=sources,
         yardsticks=[_figure(yardsticks.get(source)) for source in sources] if yardsticks else [],

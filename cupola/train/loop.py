@@ -30,7 +30,7 @@ from cupola.recipe.clock import Clock, StepValues
 from cupola.recipe.quantity import Quantity
 from cupola.recipe.schema import Optimizer, Stage
 from cupola.train.health import Watch
-from cupola.train.memory import keep_freed_memory
+from cupola.train.memory import give_back_freed_memory, keep_freed_memory
 from cupola.train.metrics import MetricsWriter, final_loss
 from cupola.train.step import StepResult, train_step
 from cupola.train.stopping import StopRequest
@@ -199,11 +199,15 @@ def _between(
     """Evaluate and save, if that is due since a position; whether training is to be left here."""
     position, clock = progress.position, setup.clock
     at_end, pausing = position >= clock.end, setup.pauses_at(position)
-    if not at_end and (pausing or clock.due(setup.evaluate_every, since, position)):
+    evaluating = not at_end and (pausing or clock.due(setup.evaluate_every, since, position))
+    saving = at_end or pausing or stop.asked or clock.due(setup.save_every, since, position)
+    if evaluating:
         _evaluate(setup, progress, writer, at_end=False)
-    if at_end or pausing or stop.asked or clock.due(setup.save_every, since, position):
+    if saving:
         writer.sync()
         setup.save(progress)
+    if evaluating or saving:
+        give_back_freed_memory()
     return pausing or stop.asked
 
 

@@ -8,7 +8,12 @@ the same).
 """
 
 import ctypes
+import gc
 import sys
+
+import torch
+
+from cupola.parallel.device import peak_memory, reset_peak_memory
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -22,3 +27,24 @@ def keep_freed_memory() -> bool:
         return False
     # No allocation by mmap of its own, and nothing trimmed from the heap's end.
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def give_back_freed_memory() -> bool:
+    """Once, now: what is freed goes back to the system; False where there is no glibc to tell.
+
+    Before a stage, so that a peak that is measured from there on is its own; and after an evaluation and a
+    checkpoint, which leave holes between what training holds, of sizes that it has no use for: without it a
+    stage's memory grows with each. Costs milliseconds, and the next step draws its pages anew.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and bool(trim(0))
+
+
+def held_now(device: torch.device) -> int:
+    """Bytes that are in use once what is freed has been given back; a peak is measured anew from here on."""
+    gc.collect()
+    give_back_freed_memory()
+    reset_peak_memory(device)
+    return peak_memory(device)

@@ -5,6 +5,7 @@ holds for this machine, this torch and these threads, and a share of it says how
 torch can do here. Costs about `SECONDS`, once.
 """
 
+import json
 import time
 
 import torch
@@ -14,6 +15,8 @@ from cupola.parallel.device import Precision, synchronize
 SIZES = (512, 1024, 2048)
 SIZES_ON_GPU = (4096, 8192)
 SECONDS = 0.8
+COPIED = 2**28
+"""Bytes, more than any cache holds."""
 
 
 def matmul_peak(precision: Precision, device: torch.device | str, seconds: float = SECONDS) -> float:
@@ -40,3 +43,32 @@ def matmul_peak(precision: Precision, device: torch.device | str, seconds: float
             if after - begun > seconds / len(sizes):
                 break
     return best
+
+
+def copy_bandwidth(device: torch.device | str = "cpu", seconds: float = SECONDS / 2) -> float:
+    """Bytes a second that a copy of `COPIED` bytes reads and writes together, at its fastest."""
+    source = torch.ones(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    best, begun = 0.0, time.perf_counter()
+    while time.perf_counter() - begun < seconds or not best:
+        before = time.perf_counter()
+        target.copy_(source)
+        synchronize(torch.device(device))
+        best = max(best, 2 * COPIED / (time.perf_counter() - before))
+    return best
+
+
+def main() -> None:
+    """This machine's CPU, as JSON: what `plan.host` asks for in a process of its own."""
+    found = {
+        "fp32": matmul_peak("fp32", "cpu"),
+        "bf16": matmul_peak("bf16", "cpu"),
+        "bandwidth": copy_bandwidth(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

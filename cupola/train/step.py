@@ -16,7 +16,7 @@ from cupola.data.batch import Batch
 from cupola.models import experts
 from cupola.objectives import Objective
 from cupola.optim import set_values
-from cupola.parallel.engine import LocalEngine
+from cupola.parallel.engine import LocalEngine, PassResult
 from cupola.recipe.clock import StepValues
 
 
@@ -46,10 +46,18 @@ def train_step(
     values: StepValues,
     gradient_clip: float,
 ) -> StepResult:
-    """One batch: gradients, clipping, update; and the experts' biases, which follow their loads."""
+    """One batch: gradients, clipping, update."""
     objective = objective.at(values)
     normaliser = objective.normaliser(batch)
     passed = engine.forward_backward(batch.microbatches, objective, normaliser, batch.valid_tokens)
+    return update(engine, optimizer, passed, values, gradient_clip)
+
+
+def update(
+    engine: LocalEngine, optimizer: Optimizer, passed: PassResult, values: StepValues, gradient_clip: float
+) -> StepResult:
+    """What a step does with its gradients: clipping, the update, and the experts' biases, which follow their
+    loads; then the gradients are freed."""
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm_on_device = torch.nn.utils.get_total_norm(gradients)
     metrics = dict(passed.metrics)
