@@ -40,7 +40,7 @@ FAMILIES = {
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """Drawing curves takes longer than these stages, and so does measuring the machine."""
-    monkeypatch.setattr("cupola.pipeline.run.write_report", lambda folder: None)
+    monkeypatch.setattr("cupola.pipeline.run.write_report", lambda folder, records: None)
     monkeypatch.setattr("cupola.pipeline.decisions.matmul_peak", lambda precision, device: 1e9)
 
 
