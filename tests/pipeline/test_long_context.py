@@ -28,7 +28,7 @@ HYBRID = "{family: hybrid, pattern: [mamba2, attention], mamba2: {head_width: 16
 def long_recipe(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny recipe with a stage on rows of 32 tokens, one on rows of 128 with YaRN, and one on 64; runs
     without a report, which takes longer than all three."""
-    monkeypatch.setattr("cupola.pipeline.run.write_report", lambda folder: None)
+    monkeypatch.setattr("cupola.pipeline.run.write_report", lambda folder, records: None)
     recipe = yaml.safe_load(tiny_recipe.read_text())
     recipe["corpora"] = {"manual": {**recipe["corpora"]["manual"], "heldout": 0.01}}
     recipe["evaluate"]["every"] = "100%"

@@ -160,14 +160,12 @@ def test_a_horizon_in_epochs_takes_what_an_earlier_run_counted():
 
 
 def test_epochs_follow_the_mixtures_way():
-    stage = load("quickstart", ["stages.sft.data={0%: {sums: 1}, 50%: {sums: 1, countries: 3}}"]).stages[
-        "sft"
-    ]
+    stage = load("quickstart", ["stages.sft.data={0%: {sums: 1}, 50%: {sums: 1, capitals: 3}}"]).stages["sft"]
     found = {
         one.source: one.epochs
-        for one in repetitions(stage, 1000, {"sums": Stock(100, True), "countries": Stock(50, False)})
+        for one in repetitions(stage, 1000, {"sums": Stock(100, True), "capitals": Stock(50, False)})
     }
-    assert found == {"sums": pytest.approx(6.25), "countries": pytest.approx(7.5)}
+    assert found == {"sums": pytest.approx(6.25), "capitals": pytest.approx(7.5)}
 
 
 @pytest.fixture
