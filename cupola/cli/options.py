@@ -132,6 +132,28 @@ def load_recipe(recipe: str, overrides: Sequence[str]) -> "Recipe":
     return load(recipe, overrides, read_origin)
 
 
+def amount(text: str | None, option: str, what: str, example: str, least: int = 1) -> int | None:
+    """An amount such as 15T, of tokens or of nothing, as a whole number; None where the option isn't given.
+
+    Args:
+        what: ends "a number ..." in the message.
+
+    Raises:
+        InputError: it is no such amount, or less than the least.
+    """
+    if text is None:
+        return None
+    from cupola.recipe.quantity import Quantity
+
+    try:
+        found = Quantity.parse(text)
+    except ValueError as error:
+        raise InputError(f"{option} {text}: {error}") from None
+    if found.unit not in ("", "tokens") or found.amount < least:
+        raise InputError(f"{option} {text}: a number {what} is expected, such as {example}")
+    return int(found.amount)
+
+
 def position(text: str, option: str) -> "Quantity":
     """A position on a stage's clock: tokens (a bare number), steps or a percentage.
 

@@ -26,13 +26,11 @@ def counts(plan: "Plan") -> dict[str, int]:
 
 def flops_of_token(plan: "Plan") -> dict[str, float]:
     """FLOPs of training on one token of the longest rows, under each convention."""
-    from cupola.plan.flops import CONVENTIONS
+    from cupola.plan.flops import by_convention
 
     request = plan.request
-    return {
-        name: one.per_token(request.model, request.vocabulary, request.sequence_length)
-        for name, one in CONVENTIONS.items()
-    }
+    found = by_convention(request.model, request.vocabulary, request.sequence_length)
+    return {str(name): value for name, value in found.items()}
 
 
 def facts(planned: "Planned") -> dict[str, Any]:

@@ -162,11 +162,7 @@ def _run(run: "Campaign") -> list[list[str]]:
         row("work", run.work, _days),
         row("goodput", run.interruptions.goodput, lambda share: f"{share:.1%}"),
         row("from first step to last", run.days, _days),
-        row(
-            "device-hours",
-            bill.device_hours,
-            lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2g}",
-        ),
+        row("device-hours", bill.device_hours, _number),
         row("energy", bill.energy, lambda value: _scaled(value, "MWh", "kWh")),
         row("CO2 equivalent", bill.carbon, lambda value: _scaled(value, "t", "kg")),
         row("dollars", bill.dollars, lambda value: f"${count(value) if value >= 1000 else f'{value:.2f}'}"),
@@ -222,6 +218,8 @@ def _show_notes(planned: "Planned") -> None:
 
 
 def _scaling(planned: "Planned") -> list[str]:
+    from cupola.plan.advice import WORTHWHILE
+
     advice = planned.advice
     if advice is None:
         return []
@@ -243,8 +241,8 @@ def _scaling(planned: "Planned") -> list[str]:
             "  how much different text there is, is not known; --corpus says how often it is read",
         ]
     lines.append(f"  {advice.passes:.2g} passes over the corpus, worth {count(advice.worth)} fresh tokens")
-    if advice.passes > 4:
-        lines[-1] += "; up to 4 are nearly as good as fresh text (Muennighoff et al. 2023)"
+    if advice.passes > WORTHWHILE:
+        lines[-1] += f"; up to {WORTHWHILE:.0f} are nearly as good as fresh text (Muennighoff et al. 2023)"
     return lines
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cupola.cli.options import load_recipe
+from cupola.cli.options import amount, load_recipe
 from cupola.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def plan(recipe: str, overrides: tuple[str, ...], options: dict[str, Any]) -> Pl
     from cupola.plan.steptime import step_time
 
     for name in ("batch_tokens", "tokens", "corpus"):
-        options[name] = _amount(options[name], f"--{name.replace('_', '-')}")
+        options[name] = amount(options[name], f"--{name.replace('_', '-')}", "of tokens", "4M")
     if options["measure"]:
         from cupola.plan.host import measure
 
@@ -228,21 +228,6 @@ def _spread(
         precision = known[0] if known else "fp32"
     execution = Execution(precision=precision, loss=options["loss"])
     return layout, replace(execution, overhead=ON_CPU) if on_cpu else execution
-
-
-def _amount(text: str | None, option: str) -> int | None:
-    """A number of tokens that an option states."""
-    if text is None:
-        return None
-    from cupola.recipe.quantity import Quantity
-
-    try:
-        amount = Quantity.parse(text)
-    except ValueError as error:
-        raise InputError(f"{option} {text}: {error}") from None
-    if amount.unit not in ("", "tokens") or amount.amount < 1:
-        raise InputError(f"{option} {text}: a number of tokens is expected, such as 4M")
-    return int(amount.amount)
 
 
 def _add_run(found: Planned, options: dict[str, Any], hardware: "Hardware") -> None:

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cupola.cli.options import emit, examples, json_option, load_recipe, read_origin, set_option
+from cupola.cli.options import amount, emit, examples, json_option, load_recipe, read_origin, set_option
 from cupola.errors import InputError
 
 if TYPE_CHECKING:
     from cupola.recipe.schema import Recipe
     from cupola.suggest import Proposal, Subject
 
+LARGE = ("of at least 1000", "1.5B", 1000)
+"""What is asked of `--tokens` and `--parameters`."""
 SETTINGS = {
     "learning_rate": "learning rate",
     "batch_tokens": "batch (tokens)",
@@ -68,7 +70,7 @@ def command(
         raise click.UsageError("--set, --stage and --write need a RECIPE")
     from cupola.suggest import propose
 
-    budget = _number(tokens, "--tokens")
+    budget = amount(tokens, "--tokens", *LARGE)
     loaded = now = None
     if recipe is not None:
         loaded = load_recipe(recipe, overrides)
@@ -76,7 +78,7 @@ def command(
         subject = _of_recipe(loaded, stage, budget, sequence_length, optimizer)
         now = loaded.stages[stage]
     else:
-        size = _number(parameters, "--parameters")
+        size = amount(parameters, "--parameters", *LARGE)
         subject = _of_size(preset, size, budget, sequence_length, optimizer or "adamw")
     proposal = propose(subject, _family(loaded, preset), now)
     if write is not None and loaded is not None and recipe is not None:
@@ -89,21 +91,6 @@ def command(
         emit(_facts(proposal))
     else:
         _show(proposal, stage or "pretrain")
-
-
-def _number(text: str | None, option: str) -> int | None:
-    """An amount such as 15T as a whole number."""
-    if text is None:
-        return None
-    from cupola.recipe.quantity import Quantity
-
-    try:
-        amount = Quantity.parse(text)
-    except ValueError as error:
-        raise InputError(f"{option} {text}: {error}") from None
-    if amount.unit not in ("", "tokens") or amount.amount < 1000:
-        raise InputError(f"{option} {text}: a number of at least 1000 is expected, such as 1.5B")
-    return int(amount.amount)
 
 
 def _of_recipe(

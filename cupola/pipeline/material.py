@@ -4,12 +4,14 @@ beside what they are worth to the stage's parent, or answers of its own.
 A stage asks no more than `Rows` has; its weights, its clock and its files are its own affair.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from cupola import json_lines
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.verifying import read_facts
 from cupola.data.batch import LEARNT, REJECTED, Batch, Microbatch
@@ -81,8 +83,12 @@ class Rows:
     def begin(self) -> None:
         """What the weights begin with beside those of the parent, which are loaded."""
 
-    def remarks(self, metrics: Iterable[Mapping[str, Any]]) -> list[str]:
-        """What a person should hear of the steps of a stage that is done."""
+    def remarks(self, metrics: Path) -> list[str]:
+        """What a person should hear of a stage that is done.
+
+        Args:
+            metrics: the file with a row for each of its steps.
+        """
         return []
 
     def facts(self) -> dict[str, Any]:
@@ -209,10 +215,13 @@ class OwnAnswers(Rows):
             self.module.get_parameter(SCORE).copy_(weights[SCORE])
         self.display.say(f"stage {self.planned.name}: its critic begins with the head of {name}")
 
-    def remarks(self, metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+    def remarks(self, metrics: Path) -> list[str]:
         """How many steps had nothing to learn from. A critic learns from every answer."""
-        spreads = [row["zero_spread"] for row in metrics if "zero_spread" in row]
-        if self.critic is not None or not (idle := spreads.count(1.0)):
+        if self.critic is not None:
+            return []
+        rows = json_lines.read_whole(metrics)
+        spreads = [row["zero_spread"] for row in rows if "zero_spread" in row]
+        if not (idle := spreads.count(1.0)):
             return []
         return [
             f"stage {self.planned.name}: in {idle} of {len(spreads)} steps all answers to each question"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cupola import json_lines, objectives, optim
+from cupola import objectives, optim
 from cupola.checkpoint import folder as checkpoint
 from cupola.checkpoint.names import folder_name
 from cupola.data.order import Order, epoch_tokens
@@ -312,7 +312,7 @@ class StageRun:
             "heldout": result.evaluation["sources"],
             "metrics": result.evaluation["metrics"],
         }
-        for remark in self.material.remarks(json_lines.read_whole(self.files.metrics)):
+        for remark in self.material.remarks(self.files.metrics):
             self.display.warn(remark)
         self.files.record(**facts)
         self.folder.ledger.append("stage_done", stage=self.planned.name, **facts, spent=self._spent())

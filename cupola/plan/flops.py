@@ -207,6 +207,11 @@ def per_token(model: Model, vocabulary: int, sequence_length: int, convention: N
     return CONVENTIONS[convention].per_token(model, vocabulary, sequence_length)
 
 
+def by_convention(model: Model, vocabulary: int, sequence_length: int) -> dict[Name, float]:
+    """`per_token` under each convention."""
+    return {name: one.per_token(model, vocabulary, sequence_length) for name, one in CONVENTIONS.items()}
+
+
 def per_step(
     model: Model, vocabulary: int, sequence_length: int, batch: int, convention: Name = "exact"
 ) -> float:

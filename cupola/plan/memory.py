@@ -155,6 +155,12 @@ class Run:
             return 2 * self.layout.pipeline
         return self.layout.microbatches(self.batch)
 
+    @property
+    def gathers_once(self) -> bool:
+        """Whether sharded parameters are gathered once for a step, and not layer by layer on both ways."""
+        gather = self.execution.gather
+        return self.layout.pipeline > 1 if gather is None else gather == "step"
+
     def _held(self, parameters: Iterable[Parameter]) -> Group:
         return held(parameters, self.layout, self.optimizer, self.frozen)
 
@@ -283,8 +289,7 @@ def _gathered(run: Run, groups: Sequence[Group]) -> float:
     leaving = 4 * max(group.whole.trained for group in groups)
     if layout.shard < 3 or not layout.sharded:
         return leaving if layout.shard == 2 and layout.sharded else 0.0
-    once = layout.pipeline > 1 if execution.gather is None else execution.gather == "step"
-    if once:
+    if run.gathers_once:
         whole = functools.reduce(Held.plus, layers, outside)
         summed = execution.gradients * whole.trained if run.microbatches > 1 else 0.0
         return execution.element * whole.weights + summed

@@ -14,9 +14,8 @@ BYTES: dict[Precision, float] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp
 
 
 @functools.cache
-def _rate(hardware: tuple[float, float, int, float], k: float, causes: Causes) -> float:
+def _wave(peak: float, attainable: float, units: int, k: float, causes: Causes) -> float:
     """Seconds of a wave of tiles."""
-    peak, attainable, units, _ = hardware
     return 2 * ROWS * COLUMNS * k * units / (peak * attainable) + causes.tile
 
 
@@ -33,10 +32,10 @@ def product(
         return 0.0
     whole = math.ceil(m / GRAIN) * GRAIN * max(n, GRAIN) / (ROWS * COLUMNS)
     waves = count * whole / hardware.units + causes.tail
-    figures = hardware.flops(precision), hardware.attained(precision), hardware.units, 0.0
+    figures = hardware.flops(precision), hardware.attained(precision), hardware.units
     size = BYTES[precision]
     moved = count * (size * (m * k + n * k) + max(2.0, size) * m * n)
-    return max(waves * _rate(figures, k, causes), moved / (hardware.bandwidth * causes.stream))
+    return max(waves * _wave(*figures, k, causes), moved / (hardware.bandwidth * causes.stream))
 
 
 def three(

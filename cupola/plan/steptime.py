@@ -247,7 +247,7 @@ def _gathered(setting: Setting, group: Group, device: float, back: bool) -> floa
 
     Sharding of parameters gathers them on both ways, layer by layer, unless all are gathered for the step."""
     run, layout = setting.run, setting.run.layout
-    if not layout.sharded or layout.shard < 2 or (layout.shard == 3 and once(run)):
+    if not layout.sharded or layout.shard < 2 or (layout.shard == 3 and run.gathers_once):
         return 0.0
     found = [_leaving(setting, group)] if back else []
     found += [_arriving(setting, group)] if layout.shard == 3 else []
@@ -259,12 +259,6 @@ def _hidden(setting: Setting, seconds: float, load: float, behind: float) -> flo
     """What a collective costs that runs beside so many seconds of computation, if the program does that."""
     hidden = setting.program.hides_shards * min(seconds, behind)
     return seconds - hidden + setting.causes.interference * min(hidden, load)
-
-
-def once(run: Run) -> bool:
-    """Whether sharded parameters are gathered once for a step."""
-    gather = run.execution.gather
-    return run.layout.pipeline > 1 if gather is None else gather == "step"
 
 
 def _arriving(setting: Setting, group: Group) -> tuple[float, float]:
@@ -301,7 +295,7 @@ def _summed(setting: Setting, group: Group, slowest: Rank) -> float:
     What runs beside the last microbatch's backward pass, and the first one's forward pass, is hidden; without
     shards both belong to the sum of gradients, beside the backward pass."""
     layout = setting.run.layout
-    if layout.shards == 1 or (layout.shard == 3 and not once(setting.run)):
+    if layout.shards == 1 or (layout.shard == 3 and not setting.run.gathers_once):
         return 0.0
     leaving = (0.0, 0.0) if layout.shard == 2 else _leaving(setting, group)
     arriving = _arriving(setting, group) if layout.shard else _leaving(setting, group)

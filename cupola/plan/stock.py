@@ -11,9 +11,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from cupola.paths import runs_root
+from cupola.recipe.document import read_plain
 from cupola.recipe.loading import dump
 from cupola.recipe.schema import Recipe, Stage
 
@@ -51,24 +53,15 @@ def _counted(recipe: Recipe) -> dict[str, int]:
     folder = runs_root() / recipe.name
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        earlier = _yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        earlier = read_plain((folder / "recipe.yaml").read_text(encoding="utf-8"))
         now = dump(recipe)
         if earlier["tokenizer"] != now["tokenizer"]:
             return {}
         same = [name for name, corpus in now["corpora"].items() if earlier["corpora"].get(name) == corpus]
         found = {name: record["sources"][name]["tokens"] for name in same if name in record["sources"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return {}  # no run yet, or one that was damaged or hasn't read its sources: nothing is known
     return {name: tokens for name, tokens in found.items() if isinstance(tokens, int) and tokens > 0}
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(error) from None
 
 
 def _plain_bytes(recipe: Recipe, name: str) -> int:

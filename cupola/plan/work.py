@@ -78,10 +78,7 @@ def stage_run(asked: Asked, hardware: Hardware) -> StageRun:
     """A stage's work on its layout."""
     course, request, layout = asked.course, asked.request, asked.layout
     of_token = {
-        length: {
-            name: flops.per_token(request.model, request.vocabulary, length, name)
-            for name in flops.CONVENTIONS
-        }
+        length: flops.by_convention(request.model, request.vocabulary, length)
         for length in {one.sequence_length for one in course.stretches}
     }
     times = _times(asked, hardware, {length: found["exact_full"] for length, found in of_token.items()})

@@ -117,6 +117,15 @@ def read_value(text: str, where: str, folder: Path) -> Node:
         return Node(text, where, folder)
 
 
+def read_plain(text: str) -> Any:
+    """YAML that a program wrote or ships, as plain values: ten times as fast, and without places.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def shown(path: Path) -> str:
     """A path as messages show it: relative where it lies below the working directory."""
     relative = os.path.relpath(path)

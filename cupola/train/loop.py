@@ -235,11 +235,10 @@ def _advance(
     progress.seconds += seconds
     counted = batch.end - batch.start
     trained = sum(m.tokens.numel() for m in batch.microbatches)
-    tokens = counted if setup.unit == "tokens" else trained
     if setup.unit == "tokens":
-        length = setup.clock.sequence_length(batch.start)
-    else:  # it counts questions or pairs: the longest row that was trained on
-        length = max(m.tokens.shape[1] for m in batch.microbatches)
+        tokens, length = counted, setup.clock.sequence_length(batch.start)
+    else:  # the clock counts questions: what was trained on, and its longest row
+        tokens, length = trained, max(m.tokens.shape[1] for m in batch.microbatches)
     flops = sum(m.tokens.numel() * setup.flops_per_token(m.tokens.shape[1]) for m in batch.microbatches)
     return {
         "step": progress.step,
