@@ -74,14 +74,17 @@ def sampling_options(max_tokens: int, temperature: float) -> Callable[[Command],
     return add
 
 
-def in_sections(sections: Mapping[str, Sequence[str]]) -> type[click.Command]:
+def in_sections(
+    sections: Mapping[str, Sequence[str]], base: type[click.Command] = click.Command
+) -> type[click.Command]:
     """A command whose help shows its options under headings; those that none names come last.
 
     Args:
         sections: heading -> names of options as functions take them.
+        base: what else it does as a command.
     """
 
-    class Sectioned(click.Command):
+    class Sectioned(base):  # type: ignore[misc, valid-type]
         def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
             left = {parameter.name: parameter for parameter in self.get_params(context)}
             named = {title: [left.pop(name) for name in names] for title, names in sections.items()}

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cupola.cli.options import emit, examples, in_sections, json_option, set_option
+from cupola.cli.plan_fit import PlanCommand, fit_options, planned_by_fit
 from cupola.errors import InputError
 
 WORKERS = click.IntRange(min=1)
@@ -49,11 +50,12 @@ SECTIONS = {
         "electricity",
         "lifetime",
     ),
+    "A law of one's own": ("fit", "check", "flops", "plot"),
 }
 
 
 @click.command(
-    cls=in_sections(SECTIONS),
+    cls=in_sections(SECTIONS, PlanCommand),
     epilog=examples(
         "cupola plan quickstart",
         "cupola plan llama3-8b --on h100:8",
@@ -63,9 +65,10 @@ SECTIONS = {
         "cupola plan llama3-70b --on h100:1024 --tensor 8 --tokens 2T --stall 30 --restart 900 --what-if",
         "cupola plan gpt3-175b --on a100:1024 --tensor 8 --pipeline 8 --tokens 300B --buy --grid france",
         "cupola plan run.yaml --stage pretrain --on mine:16 --hardware mine.yaml",
+        "cupola plan larger.yaml --fit runs/law-* --plot law.svg",
     ),
 )
-@click.argument("recipe", metavar="RECIPE_OR_PRESET")
+@click.argument("recipe", metavar="RECIPE_OR_PRESET", required=False)
 @set_option
 @click.option("--stage", help="One stage of the recipe (default: all).")
 @click.option("--tokens", metavar="N", help="Tokens to train on, such as 15T; by default the recipe's.")
@@ -158,9 +161,10 @@ SECTIONS = {
 )
 @click.option("--electricity", type=float, metavar="DOLLARS", help="For a kWh; by default 0.08.")
 @click.option("--lifetime", type=float, metavar="YEARS", help="By default 4.")
+@fit_options
 @json_option
 def command(
-    recipe: str, overrides: tuple[str, ...], as_json: bool, show_what_if: bool, **options: Any
+    recipe: str | None, overrides: tuple[str, ...], as_json: bool, show_what_if: bool, **options: Any
 ) -> None:
     """What a run needs, takes and costs, before it is started.
 
@@ -168,8 +172,12 @@ def command(
     trained on, days, interruptions, energy and dollars, each with the interval that holds it 9 times in 10.
 
     RECIPE_OR_PRESET is a recipe, or a shipped model such as llama3-8b. No data is read, and nothing is
-    measured without --measure.
+    measured without --measure. With --fit it is the loss that a recipe will come to, by a scaling law of
+    finished runs.
     """
+    if planned_by_fit(recipe, overrides, as_json, options):
+        return
+    assert recipe is not None
     from cupola.cli.planning import plan
 
     if math.isnan(options["margin"]):

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cupola.display import count
 from cupola.errors import InputError
-from cupola.plan.scaling import Law
+from cupola.plan.scaling import CORRECTED, Choice, Law
 
 FEWEST = 6
 """Runs that a law of five numbers needs to have a residual at all."""
@@ -76,6 +77,11 @@ class Fit:
         drawn = sorted(float(getattr(law, name)) for law in self.laws)
         return _quantile(drawn, (1 - level) / 2), _quantile(drawn, (1 + level) / 2)
 
+    def best_parameters(self, flops: float, level: float = 0.9) -> tuple[float, float]:
+        """Between what the best size for so much compute lies."""
+        drawn = sorted(law.optimum(flops).parameters for law in self.laws)
+        return _quantile(drawn, (1 - level) / 2), _quantile(drawn, (1 + level) / 2)
+
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
     place = share * (len(ordered) - 1)
@@ -125,19 +131,64 @@ def _check(points: Sequence[Point]) -> None:
     if len(points) < FEWEST:
         raise InputError(
             f"a scaling law has 5 numbers to fit: {len(points)} runs are too few, give {FEWEST} or more"
+            + _advice(points, FEWEST - len(points))
         )
     sizes = {p.parameters for p in points}
     lengths = {p.tokens for p in points}
     if len(sizes) < 3 or len(lengths) < 3:
         raise InputError(
             f"the runs have {len(sizes)} different sizes and {len(lengths)} different numbers of tokens; "
-            "give at least 3 of both"
+            "give at least 3 of both" + _advice(points, max(3 - len(sizes), 3 - len(lengths)))
         )
     if len({p.tokens / p.parameters for p in points}) < 2:
         raise InputError(
             "every run has the same number of tokens a parameter, which can't tell the effect of size from "
-            "that of data; vary it"
+            "that of data; vary it" + _advice(points, 2)
         )
+
+
+def _advice(points: Sequence[Point], number: int) -> str:
+    """The runs that would add most, as the end of a sentence."""
+    if not points:
+        return ""
+    runs = [
+        f"{count(run.parameters)} parameters on {count(run.tokens)} tokens"
+        for run in most_telling(points, number)
+    ]
+    return f". What would add most, at no more compute than the largest: {', '.join(runs)}"
+
+
+def most_telling(points: Sequence[Point], number: int, law: Law = CORRECTED) -> list[Choice]:
+    """The runs that, one after the other, would narrow the law's five numbers most: those of whose losses the
+    present ones say least (D-optimal; Fedorov 1972).
+
+    Candidates are the sizes and horizons that are there, half and twice as much, at no more compute than the
+    largest run.
+
+    Args:
+        law: by which the loss is taken to depend on the five.
+    """
+    import numpy as np
+
+    most = max(p.parameters * p.tokens for p in points) * (1 + 1e-9)
+    steps = (0.5, 1.0, 2.0)
+    sizes = sorted({p.parameters * step for p in points for step in steps})
+    horizons = sorted({p.tokens * step for p in points for step in steps})
+    runs = [(n, d) for n in sizes for d in horizons if n * d <= most]
+    start = np.array([math.log(law.floor), math.log(law.a), math.log(law.b), law.alpha, law.beta])
+
+    def slopes(where: Sequence[tuple[float, float]]) -> Any:
+        logs = np.log(np.array(where))
+        return _slopes(logs[:, 0], logs[:, 1], start)
+
+    known, tried, chosen = slopes([(p.parameters, p.tokens) for p in points]), slopes(runs), []
+    information = known.T @ known + 1e-6 * np.eye(5)
+    for _ in range(number):
+        doubt = np.einsum("ri,ij,rj->r", tried, np.linalg.inv(information), tried)
+        best = int(np.argmax(doubt))
+        chosen.append(Choice(*runs[best]))
+        information += np.outer(tried[best], tried[best])
+    return chosen
 
 
 def _log_losses(n: Any, d: Any, law: Any) -> Any:
