@@ -8,6 +8,7 @@ import click
 
 from cupola.cli.options import emit, examples, in_sections, json_option, set_option
 from cupola.cli.plan_fit import PlanCommand, fit_options, planned_by_fit
+from cupola.cli.plan_search import run_search, search_options, wanted
 from cupola.errors import InputError
 
 WORKERS = click.IntRange(min=1)
@@ -31,6 +32,7 @@ SECTIONS = {
         "loss",
         "margin",
     ),
+    "Search": ("search", "top", "explain", "why", "deadline"),
     "Saving and interruptions": (
         "stall",
         "restart",
@@ -66,6 +68,8 @@ SECTIONS = {
         "cupola plan gpt3-175b --on a100:1024 --tensor 8 --pipeline 8 --tokens 300B --buy --grid france",
         "cupola plan run.yaml --stage pretrain --on mine:16 --hardware mine.yaml",
         "cupola plan larger.yaml --fit runs/law-* --plot law.svg",
+        "cupola plan llama3.1-405b --on h100:16384 --batch-tokens 16777216 --search --explain",
+        "cupola plan llama3-70b --on h100:256-4096,b200:256-2048 --tokens 15T --deadline 60d",
     ),
 )
 @click.argument("recipe", metavar="RECIPE_OR_PRESET", required=False)
@@ -162,6 +166,7 @@ SECTIONS = {
 @click.option("--electricity", type=float, metavar="DOLLARS", help="For a kWh; by default 0.08.")
 @click.option("--lifetime", type=float, metavar="YEARS", help="By default 4.")
 @fit_options
+@search_options
 @json_option
 def command(
     recipe: str | None, overrides: tuple[str, ...], as_json: bool, show_what_if: bool, **options: Any
@@ -182,6 +187,8 @@ def command(
 
     if math.isnan(options["margin"]):
         raise InputError("--margin nan: a share from 0 to 0.9 is expected")
+    if wanted(options):
+        return run_search(recipe, overrides, as_json, options)
     planned = plan(recipe, overrides, options)
     if as_json:
         from cupola.cli.plan_facts import facts

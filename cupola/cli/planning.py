@@ -210,7 +210,6 @@ def _say_repeated(one: Plan) -> None:
 def _spread(
     request: "Request", options: dict[str, Any], hardware: "Hardware", devices: int
 ) -> "tuple[Layout, Execution]":
-    from cupola.plan.execution import ON_CPU, Execution
     from cupola.plan.request import layout_of
 
     given = {name: options[name] for name in (*SPREAD, "shard", "schedule", "checkpointing")}
@@ -221,13 +220,20 @@ def _spread(
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         row = f"; a row is {request.sequence_length:,} tokens" if found[0].startswith("a batch") else ""
         raise InputError(f"{request.name}: {found[0]}{row}{more}")
+    return layout, execution_on(request, hardware, options)
+
+
+def execution_on(request: "Request", hardware: "Hardware", options: dict[str, Any]) -> "Execution":
+    """How it is computed there."""
+    from cupola.plan.execution import ON_CPU, Execution
+
     on_cpu = hardware.name == "cpu"
     precision: Any = options["precision"] or request.precision
     if precision == "auto":
         known = [name for name in ("bf16", "fp16") if name in hardware.peak and not on_cpu]
         precision = known[0] if known else "fp32"
     execution = Execution(precision=precision, loss=options["loss"])
-    return layout, replace(execution, overhead=ON_CPU) if on_cpu else execution
+    return replace(execution, overhead=ON_CPU) if on_cpu else execution
 
 
 def _add_run(found: Planned, options: dict[str, Any], hardware: "Hardware") -> None:

@@ -1,17 +1,18 @@
-"""What would make it fit, where it doesn't: single changes first, then several, then more devices.
+"""What would make it fit, where it doesn't: what a search finds, the fastest first.
 
-The order is that of what a change costs: fewer rows and sharding little, checkpointing up to a third of the
-time, tensor and context parallelism communication, a pipeline its bubble.
+Single changes are tried on the layout itself; others are the best layouts of other shapes. Where nothing fits
+on these devices, more of them are tried.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from cupola.plan.candidates import Question, divisors
 from cupola.plan.execution import Execution
 from cupola.plan.hardware import Hardware
 from cupola.plan.layout import Layout
-from cupola.plan.memory import needed
 from cupola.plan.request import Request
+from cupola.plan.search import Candidate, search
 
 MOST = 3
 MOST_DOUBLINGS = 12
@@ -24,92 +25,87 @@ class Cure:
     Attributes:
         words: the options to state.
         total: bytes on the fullest device then.
+        per_token: seconds that a token then takes.
     """
 
     words: str
     layout: Layout
     devices: int
     total: float
+    per_token: float
 
 
 def cures(
     request: Request, layout: Layout, execution: Execution, hardware: Hardware, devices: int, margin: float
 ) -> list[Cure]:
-    """At most `MOST` ways, best first; none if even many more devices don't help."""
+    """At most `MOST` ways, the fastest first; none if even many more devices don't help.
 
-    def fitting(changed: Layout, count: int) -> Cure | None:
-        if request.faults(changed, count):
-            return None
-        memory = needed(request.run(changed, execution))
-        if not memory.fits(hardware.memory, margin):
-            return None
-        return Cure(_words(layout, changed, hardware, devices, count), changed, count, memory.total)
-
-    found: dict[str, Cure] = {}
-    for changed in _single(layout, hardware):
-        if (cure := fitting(changed, devices)) is not None:
-            found.setdefault(cure.words, cure)
-    if not found:
-        found |= _together(layout, hardware, devices, fitting)
-    return list(found.values())[:MOST]
+    One of them changes a single setting, if that can do.
+    """
+    given = {} if layout.pipeline == 1 else {"schedule": layout.schedule, "chunks": layout.chunks}
+    question = Question(request, execution, hardware, devices, margin, given)
+    for doubling in range(MOST_DOUBLINGS + 1):
+        wider = replace(question, devices=devices << doubling)
+        found = list(search(wider, MOST).best)
+        found += _single(wider, replace(layout, data=layout.data << doubling))
+        told = {one.layout: _cure(one, layout, hardware, devices) for one in found}
+        if told:
+            return _chosen(list(told.values()), layout)
+    return []
 
 
-def _single(layout: Layout, hardware: Hardware) -> Iterator[Layout]:
-    for rows in _halves(layout.rows):
+def _chosen(found: list[Cure], before: Layout) -> list[Cure]:
+    """The fastest, the nearest single change among them."""
+    found.sort(key=lambda cure: (cure.per_token, len(cure.words)))
+    best = found[:MOST]
+    single = [cure for cure in found if _changes(before, cure.layout) == 1]
+    if single and single[0] not in best:
+        best[-1] = single[0]
+    return best
+
+
+def _cure(found: Candidate, before: Layout, hardware: Hardware, devices: int) -> Cure:
+    words = _words(before, found.layout, hardware, devices)
+    return Cure(words, found.layout, found.layout.devices, found.memory.total, found.per_token)
+
+
+def _single(question: Question, layout: Layout) -> Iterator[Candidate]:
+    """The layout with one setting changed, where that is enough."""
+    for changed in _changed(layout, question.hardware):
+        if question.faults(changed):
+            continue
+        memory = question.memory(changed)
+        if memory.fits(question.hardware.memory, question.margin):
+            yield Candidate(changed, memory, question.time(changed))
+
+
+def _changed(layout: Layout, hardware: Hardware) -> Iterator[Layout]:
+    yield layout
+    for rows in divisors(layout.rows)[:-1]:
         yield replace(layout, rows=rows)
-    if layout.shard < 3 and layout.shards > 1:
-        yield replace(layout, shard=3)
+    if layout.shards > 1:
+        for shard in range(layout.shard + 1, 4):
+            yield replace(layout, shard=shard)
     if layout.checkpointing != "full":
         yield replace(layout, checkpointing="full")
     for name in ("tensor", "context", "pipeline"):
-        yield from _wider(layout, name, hardware)
+        for ways in divisors(layout.data)[1:]:
+            wider = getattr(layout, name) * ways
+            if name != "tensor" or wider <= hardware.domain:
+                yield replace(layout, **{name: wider, "data": layout.data // ways})
 
 
-def _halves(rows: int) -> Iterator[int]:
-    while rows > 1:
-        rows //= 2
-        yield rows
+SAID = ("tensor", "pipeline", "context", "expert", "shard", "rows", "schedule", "chunks", "checkpointing")
 
 
-def _wider(layout: Layout, name: str, hardware: Hardware) -> Iterator[Layout]:
-    """With more of one kind of worker, taken from the data-parallel ones; tensor within fast links."""
-    ways = 2
-    while ways <= layout.data and (name != "tensor" or layout.tensor * ways <= hardware.domain):
-        if layout.data % ways == 0:
-            yield replace(layout, **{name: getattr(layout, name) * ways, "data": layout.data // ways})
-        ways *= 2
+def _changes(before: Layout, after: Layout) -> int:
+    return sum(getattr(before, name) != getattr(after, name) for name in SAID)
 
 
-def _together(
-    layout: Layout, hardware: Hardware, devices: int, fitting: Callable[[Layout, int], Cure | None]
-) -> dict[str, Cure]:
-    """Everything cheap at once, with whatever else it takes."""
-    found: dict[str, Cure] = {}
-    for doubling in range(MOST_DOUBLINGS + 1):
-        factor = 2**doubling
-        base = replace(layout, rows=1, shard=3, data=layout.data * factor)
-        for checkpointing in dict.fromkeys((layout.checkpointing, "full")):
-            plain = replace(base, checkpointing=checkpointing)
-            wider = [
-                one for name in ("tensor", "context", "pipeline") for one in _wider(plain, name, hardware)
-            ]
-            twice = [
-                two for one in wider if one.tensor > plain.tensor for two in _wider(one, "pipeline", hardware)
-            ]
-            for changed in (plain, *wider, *twice):
-                if (cure := fitting(changed, devices * factor)) is not None:
-                    found.setdefault(cure.words, cure)
-                    if len(found) == MOST:
-                        return found
-        if found:
-            return found
-    return found
-
-
-def _words(before: Layout, after: Layout, hardware: Hardware, devices: int, count: int) -> str:
-    found = [f"--on {hardware.name}:{count}"] if count != devices else []
-    for name in ("data", "tensor", "pipeline", "context", "shard", "rows", "checkpointing"):
+def _words(before: Layout, after: Layout, hardware: Hardware, devices: int) -> str:
+    found = [f"--on {hardware.name}:{after.devices}"] if after.devices != devices else []
+    for name in SAID:
         value = getattr(after, name)
-        if value != getattr(before, name) and name != "data":
+        if value != getattr(before, name):
             found.append(f"--{name} {value}")
     return " ".join(found)

@@ -18,6 +18,7 @@ What the conventions make of what their authors didn't have in mind:
   Megatron's own formula for hybrids.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -146,10 +147,12 @@ def _megatron_recompute(model: Model, vocabulary: int, sequence_length: int) -> 
     return 4.0 * _megatron_layers(model, counted) + 3.0 * counted.head
 
 
+@functools.lru_cache(maxsize=64)
 def _exact(model: Model, vocabulary: int, sequence_length: int) -> float:
     return table.flops_per_token(model, vocabulary, sequence_length)
 
 
+@functools.lru_cache(maxsize=64)
 def _exact_full(model: Model, vocabulary: int, sequence_length: int) -> float:
     return table.flops_per_token(model, vocabulary, sequence_length, causal=False)
 

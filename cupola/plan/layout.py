@@ -101,15 +101,7 @@ class Layout:
     def stages(self, model_layers: int) -> list[list[Stage]]:
         """By rank, the stages that it holds."""
         sizes = self.layers or _even(model_layers, self.stage_count)
-        starts = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
-        last = len(sizes) - 1
-        stages = [
-            Stage(range(starts[number], starts[number + 1]), number == 0, number == last)
-            for number in range(len(sizes))
-        ]
-        if self.schedule == "zb-v":  # there and back again: the first rank also has the last stage
-            return [[stages[rank], stages[last - rank]] for rank in range(self.pipeline)]
-        return [stages[rank :: self.pipeline] for rank in range(self.pipeline)]
+        return _by_rank(sizes, self.pipeline, self.schedule == "zb-v")
 
     def in_flight(self, rank: int, microbatches: int) -> list[int]:
         """Microbatches that a rank holds the activations of at its peak, for each of its stages."""
@@ -128,6 +120,19 @@ class Layout:
             "zb-v": self.pipeline,
         }[self.schedule]
         return [min(microbatches, most)] * count
+
+
+@functools.lru_cache(maxsize=256)
+def _by_rank(sizes: tuple[int, ...], pipeline: int, returns: bool) -> list[list[Stage]]:
+    starts = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
+    last = len(sizes) - 1
+    stages = [
+        Stage(range(starts[number], starts[number + 1]), number == 0, number == last)
+        for number in range(len(sizes))
+    ]
+    if returns:  # there and back again: the first rank also has the last stage
+        return [[stages[rank], stages[last - rank]] for rank in range(pipeline)]
+    return [stages[rank::pipeline] for rank in range(pipeline)]
 
 
 def _even(layers: int, stages: int) -> tuple[int, ...]:
@@ -164,7 +169,7 @@ def faults(
         return small
     if layout.shard not in range(4):
         return [f"shard {layout.shard}: can't be; 0 to 3"]
-    found = [*_devices(layout, devices), *_tensor(model, vocabulary, layout)]
+    found = [*_devices(layout, devices), *_tensor(model, vocabulary, layout.tensor)]
     found += [*_pipeline(model, layout), *_context(layout, sequence_length), *_experts(model, layout)]
     return found + (list(_batch(layout, batch)) if batch is not None else [])
 
@@ -191,21 +196,23 @@ def _devices(layout: Layout, devices: int) -> Iterator[str]:
     yield f"{product} takes {layout.devices} devices and there are {devices}; {cure}"
 
 
-def _tensor(model: Model, vocabulary: int, layout: Layout) -> Iterator[str]:
-    if layout.tensor == 1:
-        return
+@functools.lru_cache(maxsize=256)
+def _tensor(model: Model, vocabulary: int, tensor: int) -> tuple[str, ...]:
+    if tensor == 1:
+        return ()
     common, first = 0, None
     for parameter in declared(model, vocabulary):
         if (parts := _parts(parameter)) is not None:
             common = math.gcd(common, parts)
-            if first is None and parts % layout.tensor:
+            if first is None and parts % tensor:
                 first = parameter, parts
-    if first is not None:
-        parameter, parts = first
-        yield (
-            f"tensor {layout.tensor}: {parameter.name} can be cut into {parts} whole parts"
-            f" ({parameter.unit} rows each); {_list(_divisors(common))} would do"
-        )
+    if first is None:
+        return ()
+    parameter, parts = first
+    return (
+        f"tensor {tensor}: {parameter.name} can be cut into {parts} whole parts"
+        f" ({parameter.unit} rows each); {_list(_divisors(common))} would do",
+    )
 
 
 def _parts(parameter: Parameter) -> int | None:

@@ -12,6 +12,8 @@ and can't use; NCCL, cuBLAS and the CUDA context are a constant.
 """
 
 import functools
+import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +23,7 @@ from cupola.models.table import Parameter
 from cupola.plan.activations import Kernels, key_bytes, per_token
 from cupola.plan.execution import CHUNK, LOGITS, Execution
 from cupola.plan.layout import Layout, Stage, declared
-from cupola.plan.standing import Group, Held, held, standing
+from cupola.plan.standing import Group, held, standing
 from cupola.recipe.model import Model
 from cupola.recipe.schema import Optimizer
 
@@ -113,6 +115,72 @@ def _layer(parameter: Parameter) -> int | None:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """What parts of a model hold, where tensor and expert parallelism cut them.
+
+    Attributes:
+        layers: of each layer; layers alike are one and the same object.
+        kinds: a number for each layer; those of one number hold and keep the same.
+        before: outside the layers, on the first stage.
+        after: outside them on the last; `apart`: where it is on another rank, with a tied head of its own.
+        counted, summed: by the layers of some stages, what `Run.kinds` and `Run.group` have found.
+    """
+
+    layers: tuple[Group, ...]
+    kinds: tuple[int, ...]
+    before: Group
+    after: Group
+    apart: Group
+    counted: dict[tuple[range, ...], dict[int, int]] = field(default_factory=dict)
+    summed: dict[tuple[range, ...], Group] = field(default_factory=dict)
+
+
+@functools.lru_cache(maxsize=128)
+def _holding(
+    model: Model,
+    vocabulary: int,
+    scores: bool,
+    optimizer: Optimizer,
+    frozen: frozenset[str],
+    added: tuple[Parameter, ...],
+    cuts: Layout,
+) -> Holding:
+    """Remembered: a search asks for the same cuts of the same model again and again."""
+
+    def of(parameters: Iterable[Parameter]) -> Group:
+        return held(parameters, cuts, optimizer, frozen)
+
+    outside, alike = _by_layer(model, vocabulary, scores)
+    if frozen or added:
+        beside: dict[int | None, list[Parameter]] = {}
+        for parameter in added:
+            beside.setdefault(_layer(parameter), []).append(parameter)
+        layers = [of([*own, *beside.get(number, ())]) for number, own in enumerate(alike)]
+    else:
+        once = {id(own): of(own) for own in {id(own): own for own in alike}.values()}
+        layers = [once[id(own)] for own in alike]
+    numbers: dict[tuple[table.Block, Group], int] = {}
+    kinds = [numbers.setdefault(kind, len(numbers)) for kind in zip(table.blocks(model), layers, strict=True)]
+    before = [p for p in outside if p.role == "embedding" or p.name.startswith("embedding")]
+    after = [p for p in outside if p not in before]
+    head = [p for p in before if p.name == "embedding.weight" and model.tied]
+    return Holding(tuple(layers), tuple(kinds), of(before), of(after), of([*after, *head]))
+
+
+@functools.lru_cache(maxsize=256)
+def _keeping(
+    model: Model, sequence_length: int, kernels: Kernels, cuts: Layout
+) -> tuple[tuple[float, float, float], ...]:
+    """Of each layer, `activations.per_token`."""
+    found: dict[table.Block, tuple[float, float, float]] = {}
+    blocks = table.blocks(model)
+    for layer, block in enumerate(blocks):
+        if block not in found:
+            found[block] = per_token(model, layer, sequence_length, kernels, cuts)
+    return tuple(found[block] for block in blocks)
+
+
+@dataclass(frozen=True)
 class Run:
     """A model on a layout.
 
@@ -161,46 +229,58 @@ class Run:
         gather = self.execution.gather
         return self.layout.pipeline > 1 if gather is None else gather == "step"
 
-    def _held(self, parameters: Iterable[Parameter]) -> Group:
-        return held(parameters, self.layout, self.optimizer, self.frozen)
-
     @cached_property
-    def by_layer(self) -> list[Group]:
+    def _holding(self) -> Holding:
+        cuts = Layout(tensor=self.layout.tensor, expert=self.layout.expert)
+        own = self.model, self.vocabulary, self.scores, self.optimizer, self.frozen, self.added
+        return _holding(*own, cuts)
+
+    @property
+    def by_layer(self) -> tuple[Group, ...]:
         """What each layer holds."""
-        _, layers = _by_layer(self.model, self.vocabulary, self.scores)
-        if not self.frozen and not self.added:
-            alike = {id(own): self._held(own) for own in {id(own): own for own in layers}.values()}
-            return [alike[id(own)] for own in layers]
-        more = [[p for p in self.added if _layer(p) == number] for number in range(len(layers))]
-        return [self._held([*own, *beside]) for own, beside in zip(layers, more, strict=True)]
+        return self._holding.layers
 
-    @cached_property
-    def _outside(self) -> tuple[Group, Group]:
-        """What the first stage holds before the layers, and the last after them; a tied head lies on both
-        where they are different ranks."""
-        outside, _ = _by_layer(self.model, self.vocabulary, self.scores)
-        before = [p for p in outside if p.role == "embedding" or p.name.startswith("embedding")]
-        after = [p for p in outside if p not in before]
-        if self.model.tied and not any(own[0].first and own[-1].last for own in self.ranks):
-            after += [p for p in before if p.name == "embedding.weight"]
-        return self._held(before), self._held(after)
+    def kinds(self, stages: Sequence[Stage]) -> dict[int, int]:
+        """A layer of each kind that these stages have, and how many of it."""
+        key = tuple(stage.layers for stage in stages)
+        found = self._holding.counted.get(key)
+        if found is None:
+            kinds = self._holding.kinds
+            counts = Counter(kind for layers in key for kind in kinds[layers.start : layers.stop])
+            found = {kinds.index(kind): count for kind, count in counts.items()}
+            self._holding.counted[key] = found
+        return found
 
     def outside(self, stages: Sequence[Stage]) -> Group:
-        """What stands outside the layers on a rank that holds these stages."""
-        before, after = self._outside
-        found = before if any(stage.first for stage in stages) else Group()
-        return found.plus(after) if any(stage.last for stage in stages) else found
+        """What stands outside the layers on a rank that holds these stages; a tied head lies on the first
+        and the last where they are different ranks."""
+        holding, first = self._holding, any(stage.first for stage in stages)
+        found = holding.before if first else Group()
+        if any(stage.last for stage in stages):
+            return found.plus(holding.after if first else holding.apart)
+        return found
+
+    def group(self, stages: Sequence[Stage]) -> Group:
+        """All that a rank holds which has these stages."""
+        key = tuple(stage.layers for stage in stages)
+        found = self._holding.summed.get(key)
+        if found is None:
+            found = self.outside(stages)
+            for layer, count in self.kinds(stages).items():
+                found = found.plus(self.by_layer[layer].times(count))
+            self._holding.summed[key] = found
+        return found
 
     @cached_property
-    def activations_by_layer(self) -> list[tuple[float, float, float]]:
+    def activations_by_layer(self) -> tuple[tuple[float, float, float], ...]:
         """Of each layer, `activations.per_token`."""
-        found: dict[table.Block, tuple[float, float, float]] = {}
-        kernels = self._kernels
-        blocks = table.blocks(self.model)
-        for layer, block in enumerate(blocks):
-            if block not in found:
-                found[block] = per_token(self.model, layer, self.sequence_length, kernels, self.layout)
-        return [found[block] for block in blocks]
+        own = self.layout
+        cuts = Layout(
+            tensor=own.tensor,
+            sequence_parallel=own.sequence_parallel,
+            checkpointing=own.checkpointing,
+        )
+        return _keeping(self.model, self.sequence_length, self._kernels, cuts)
 
     @property
     def _kernels(self) -> Kernels:
@@ -209,8 +289,9 @@ class Run:
     def activations(self, rank: int) -> float:
         """Bytes of the layers' activations that a rank holds at once."""
         counts = self.layout.in_flight(rank, self.microbatches)
+        kept = self.activations_by_layer
         return self.tokens * sum(
-            count * sum(self.activations_by_layer[layer][0] for layer in stage.layers)
+            count * sum(number * kept[layer][0] for layer, number in self.kinds([stage]).items())
             for stage, count in zip(self.ranks[rank], counts, strict=True)
         )
 
@@ -223,7 +304,7 @@ class Run:
 
     def backward(self, rank: int) -> float:
         """Bytes of what one layer's backward pass brings back and makes."""
-        own = [self.activations_by_layer[layer] for stage in self.ranks[rank] for layer in stage.layers]
+        own = [self.activations_by_layer[layer] for layer in self.kinds(self.ranks[rank])]
         attended = self._context_buffers() if self.layout.context > 1 else 0.0
         return self.tokens * max((sum(layer[1:]) for layer in own), default=0.0) + attended
 
@@ -255,8 +336,7 @@ def rank_memory(run: Run, rank: int) -> Memory:
     """Bytes on the devices of one pipeline rank."""
     layout, execution = run.layout, run.execution
     stages = run.ranks[rank]
-    groups = [run.outside(stages), *(run.by_layer[one] for stage in stages for one in stage.layers)]
-    group = functools.reduce(Group.plus, groups)
+    group = run.group(stages)
     parameters, gradients, masters, optimizer = standing(group, layout, execution, run.references)
     memory = Memory(
         rank=rank,
@@ -266,7 +346,7 @@ def rank_memory(run: Run, rank: int) -> Memory:
         optimizer=optimizer,
         activations=run.activations(rank),
         pipeline=run.boundaries(rank),
-        gathered=_gathered(run, groups),
+        gathered=_gathered(run, stages, group),
         logits=run.logits() if any(stage.last for stage in stages) else 0.0,
         backward=run.backward(rank),
         fragmentation=0.0,
@@ -275,22 +355,25 @@ def rank_memory(run: Run, rank: int) -> Memory:
     return replace(memory, fragmentation=execution.fragmentation * memory.allocated)
 
 
-def _gathered(run: Run, groups: Sequence[Group]) -> float:
+def _gathered(run: Run, stages: Sequence[Stage], group: Group) -> float:
     """Parameters made whole, and gradients before they are cut.
 
     Layer by layer: two layers (the next arrives meanwhile), what stands outside them all the time, and the
     fp32 gradients of the largest group on their way; streams of their own hold these, so that they add up.
 
     Args:
-        groups: what stands outside the layers, and each layer.
+        group: all that the rank holds.
     """
     layout, execution = run.layout, run.execution
-    outside, *layers = [group.whole for group in groups]
-    leaving = 4 * max(group.whole.trained for group in groups)
-    if layout.shard < 3 or not layout.sharded:
-        return leaving if layout.shard == 2 and layout.sharded else 0.0
+    if layout.shard < 2 or not layout.sharded:
+        return 0.0
+    outside = run.outside(stages).whole
+    layers = [run.by_layer[layer].whole for layer in run.kinds(stages)]
+    leaving = 4 * max(one.trained for one in (outside, *layers))
+    if layout.shard == 2:
+        return leaving
     if run.gathers_once:
-        whole = functools.reduce(Held.plus, layers, outside)
+        whole = group.whole
         summed = execution.gradients * whole.trained if run.microbatches > 1 else 0.0
         return execution.element * whole.weights + summed
     largest = max((layer.weights for layer in layers), default=0.0)
@@ -303,5 +386,14 @@ def by_rank(run: Run) -> list[Memory]:
 
 
 def needed(run: Run) -> Memory:
-    """Of the rank that needs most."""
-    return max(by_rank(run), key=lambda memory: memory.total)
+    """Of the rank that needs most. One that holds the same layers as a rank before it, and of them no more
+    microbatches, needs no more than that."""
+    found: list[Memory] = []
+    seen: dict[tuple[object, ...], list[int]] = {}
+    for rank, stages in enumerate(run.ranks):
+        counts = run.layout.in_flight(rank, run.microbatches)
+        alike = [(stage.first, stage.last, *run.kinds([stage]).items()) for stage in stages]
+        before = seen.setdefault(tuple(alike), counts)
+        if before is counts or any(map(operator.gt, counts, before)):
+            found.append(rank_memory(run, rank))
+    return max(found, key=lambda memory: memory.total)

@@ -38,6 +38,10 @@ class Held:
         """Cut so many ways."""
         return Held(self.weights / ways, self.trained / ways, self.states / ways)
 
+    def times(self, number: int) -> "Held":
+        """So many alike."""
+        return Held(self.weights * number, self.trained * number, self.states * number)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -50,6 +54,10 @@ class Group:
     def plus(self, other: "Group") -> "Group":
         """Both."""
         return Group(self.dense.plus(other.dense), self.experts.plus(other.experts))
+
+    def times(self, number: int) -> "Group":
+        """So many alike."""
+        return Group(self.dense.times(number), self.experts.times(number))
 
     @property
     def whole(self) -> Held:

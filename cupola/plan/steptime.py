@@ -98,7 +98,14 @@ def step_time(run: Run, hardware: Hardware, program: Program = OURS, causes: Cau
     """Of a run whose batch is stated; else of one with twice as many microbatches as pipeline ranks."""
     setting = Setting(run, hardware, program, causes)
     by_layer = compute.layers(setting)
-    ranks = [_rank(setting, number, by_layer) for number in range(run.layout.pipeline)]
+    known: dict[tuple[object, ...], Rank] = {}
+    ranks = []
+    for number, stages in enumerate(run.ranks):  # ranks alike are computed once
+        ends = any(stage.first for stage in stages), any(stage.last for stage in stages)
+        key = (*ends, *sorted(run.kinds(stages).items()))
+        if key not in known:
+            known[key] = _rank(setting, number, by_layer)
+        ranks.append(known[key])
     number = max(range(len(ranks)), key=lambda one: ranks[one].seconds)
     slowest, count = ranks[number], run.microbatches
     parts = dict.fromkeys(PARTS, 0.0)
@@ -107,7 +114,7 @@ def step_time(run: Run, hardware: Hardware, program: Program = OURS, causes: Cau
     others = sum(rank.seconds for rank in ranks) - slowest.seconds
     layout = run.layout
     parts["pipeline bubble"] = BUBBLES[layout.schedule] * others / layout.chunks
-    group = _group(run, number)
+    group = run.group(run.ranks[number])
     parts["gradients summed"] = _summed(setting, group, slowest)
     parts["optimizer"] = update.update(setting, group)
     parts["pauses"] = causes.pause
@@ -132,13 +139,6 @@ def _flops(model: Model, vocabulary: int, length: int) -> float:
     return flops.per_token(model, vocabulary, length, "exact_full")
 
 
-def _group(run: Run, rank: int) -> Group:
-    """What a rank holds."""
-    stages = run.ranks[rank]
-    groups = [run.outside(stages), *(run.by_layer[one] for stage in stages for one in stage.layers)]
-    return functools.reduce(Group.plus, groups)
-
-
 def _rank(setting: Setting, number: int, by_layer: list[Passes]) -> Rank:
     """What a microbatch costs a rank."""
     run, causes = setting.run, setting.causes
@@ -150,7 +150,7 @@ def _rank(setting: Setting, number: int, by_layer: list[Passes]) -> Rank:
         passes = passes.plus(compute.embedding(setting))
     if any(stage.last for stage in stages):
         passes = passes.plus(compute.head(setting))
-    group = _group(run, number)
+    group = run.group(run.ranks[number])
     exchanged = [_exchanged(setting, own, back) for back in (False, True)]
     forward = passes.forward.times(1 + run.references)  # a reference model passes forward alone
     ways = [forward, passes.again.plus(passes.backward)]

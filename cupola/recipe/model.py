@@ -1,5 +1,6 @@
 """The recipe's `model:` block: the network's shape, of every family."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -277,21 +278,11 @@ class Model(Strict):
 
     def mixers(self) -> tuple[str, ...]:
         """The kind of each block's mixer, from the embedding to the head."""
-        pattern = self.pattern or FAMILIES[self.family][:1]
-        return tuple(pattern[layer % len(pattern)] for layer in range(self.layers))
+        return _kinds(self)[0]
 
     def feedforwards(self) -> tuple[str | None, ...]:
         """The kind of each block's feed-forward layer: gated, plain, experts, channel_mix, or None."""
-        return tuple(self._feedforward(mixer, layer) for layer, mixer in enumerate(self.mixers()))
-
-    def _feedforward(self, mixer: str, layer: int) -> str | None:
-        if mixer == "rwkv7":
-            return "channel_mix"
-        if mixer == self.family:  # a Mamba block does the work of both
-            return None
-        if self.experts is not None and layer >= self.experts.first_dense:
-            return "experts"
-        return "gated" if self.activation == "swiglu" else "plain"
+        return _kinds(self)[1]
 
     def sizes(self) -> Sizes:
         """The optional sizes with their defaults filled in; of attention, 0 where there is no head."""
@@ -325,3 +316,21 @@ class Model(Strict):
     def rows(self, tokenizer_size: int) -> int:
         """Rows of embedding and head for a tokenizer of that many tokens."""
         return self.vocabulary or round_up(tokenizer_size, 64)
+
+
+@functools.lru_cache(maxsize=64)
+def _kinds(model: Model) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
+    """Of each block, mixer and feed-forward layer; remembered: a planner asks for them again and again."""
+    pattern = model.pattern or FAMILIES[model.family][:1]
+    mixers = tuple(pattern[layer % len(pattern)] for layer in range(model.layers))
+    return mixers, tuple(_feedforward(model, mixer, layer) for layer, mixer in enumerate(mixers))
+
+
+def _feedforward(model: Model, mixer: str, layer: int) -> str | None:
+    if mixer == "rwkv7":
+        return "channel_mix"
+    if mixer == model.family:  # a Mamba block does the work of both
+        return None
+    if model.experts is not None and layer >= model.experts.first_dense:
+        return "experts"
+    return "gated" if model.activation == "swiglu" else "plain"
