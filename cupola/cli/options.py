@@ -5,12 +5,14 @@ of standard output is one JSON object.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cupola import json_lines
 from cupola.errors import InputError
@@ -99,6 +101,28 @@ def in_sections(
 def examples(*lines: str) -> str:
     """The epilog of a command's help: one example on each line, not reflowed."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def as_typed(context: click.Context) -> str:
+    """The command that is being carried out, as a shell takes it: what was stated, in the help's order."""
+    words: list[str] = []
+    named: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if (
+            name not in context.params
+            or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE
+        ):
+            continue
+        value = context.params[name]
+        if not isinstance(parameter, click.Option):
+            words.append(str(value))
+        elif parameter.is_flag:
+            named.append(parameter.opts[0])
+        else:
+            for one in value if parameter.multiple else (value,):
+                named += [parameter.opts[0], str(one)]
+    return shlex.join([*context.command_path.split(), *words, *named])
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cupola.cli.options import emit, examples, in_sections, json_option, set_option
+from cupola.cli.options import as_typed, emit, examples, in_sections, json_option, set_option
 from cupola.cli.plan_fit import PlanCommand, fit_options, planned_by_fit
 from cupola.cli.plan_search import run_search, search_options, wanted
 from cupola.errors import InputError
@@ -66,6 +66,7 @@ SECTIONS = {
         "cupola plan llama3-70b --on h100:64 --tensor 8 --pipeline 2 --batch-tokens 1048576 --json",
         "cupola plan llama3-70b --on h100:1024 --tensor 8 --tokens 2T --stall 30 --restart 900 --what-if",
         "cupola plan gpt3-175b --on a100:1024 --tensor 8 --pipeline 8 --tokens 300B --buy --grid france",
+        "cupola plan llama3-70b --on h100:1024 --tensor 8 --pipeline 4 --tokens 2T --html plan.html",
         "cupola plan run.yaml --stage pretrain --on mine:16 --hardware mine.yaml",
         "cupola plan larger.yaml --fit runs/law-* --plot law.svg",
         "cupola plan llama3.1-405b --on h100:16384 --batch-tokens 16777216 --search --explain",
@@ -165,11 +166,23 @@ SECTIONS = {
 )
 @click.option("--electricity", type=float, metavar="DOLLARS", help="For a kWh; by default 0.08.")
 @click.option("--lifetime", type=float, metavar="YEARS", help="By default 4.")
+@click.option(
+    "--html",
+    "page_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page with tables and pictures.",
+)
 @fit_options
 @search_options
 @json_option
 def command(
-    recipe: str | None, overrides: tuple[str, ...], as_json: bool, show_what_if: bool, **options: Any
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    show_what_if: bool,
+    page_file: Path | None,
+    **options: Any,
 ) -> None:
     """What a run needs, takes and costs, before it is started.
 
@@ -188,8 +201,19 @@ def command(
     if math.isnan(options["margin"]):
         raise InputError("--margin nan: a share from 0 to 0.9 is expected")
     if wanted(options):
+        if page_file is not None:
+            raise InputError(f"--html {page_file}: a search has no page; plan one of its layouts with --html")
         return run_search(recipe, overrides, as_json, options)
-    planned = plan(recipe, overrides, options)
+    if page_file is not None:
+        from cupola.cli.plan_page import check_target
+
+        check_target(page_file)
+    planned = plan(recipe, overrides, options, curve=as_json or page_file is not None)
+    if page_file is not None:
+        from cupola import storage
+        from cupola.cli.plan_page import page
+
+        storage.write_text(page_file, page(planned, as_typed(click.get_current_context())))
     if as_json:
         from cupola.cli.plan_facts import facts
 
@@ -198,3 +222,5 @@ def command(
     from cupola.cli.plan_tables import show
 
     show(planned, show_what_if)
+    if page_file is not None:
+        click.echo(f"page: {page_file}")

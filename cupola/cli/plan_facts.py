@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cupola.cli.planning import Plan, Planned
     from cupola.plan.campaign import Campaign
+    from cupola.plan.devices import Point
     from cupola.plan.figure import Figure
+    from cupola.plan.simulation import Simulation
     from cupola.plan.steptime import StepTime
     from cupola.plan.work import StageRun
+
+BINS = 24
+"""Of the histogram of days."""
 
 
 def counts(plan: "Plan") -> dict[str, int]:
@@ -47,6 +52,7 @@ def facts(planned: "Planned") -> dict[str, Any]:
         "conventions": {name: one.definition for name, one in CONVENTIONS.items()},
         "stages": [_stage(plan, next(runs) if plan.course else None) for plan in plans],
         "run": _run(run) if run else None,
+        "by_devices": [_point(point) for point in planned.curve] or None,
         "what_if": None,
         "scaling": asdict(planned.advice) if planned.advice else None,
     }
@@ -67,7 +73,7 @@ def _stage(plan: "Plan", run: "StageRun | None") -> dict[str, Any]:
         "layout": asdict(plan.layout),
         "rank": plan.memory.rank,
         "memory": plan.memory.components() | {"total": plan.memory.total},
-        "total_by_rank": [memory.total for memory in plan.ranks],
+        "memory_by_rank": [one.components() | {"total": one.total} for one in plan.ranks],
         "available": plan.hardware.memory,
         "margin": plan.margin,
         "fits": plan.fits,
@@ -86,6 +92,8 @@ def _step(step: "StepTime") -> dict[str, Any]:
         "seconds": _figure(step.seconds),
         "parts": dict(step.parts),
         "tokens": step.tokens,
+        "microbatches": step.microbatches,
+        "ranks": [{"forward": forward, "backward": backward} for forward, backward in step.ranks],
         "flops": step.flops,
         "mfu": step.mfu,
     }
@@ -139,6 +147,7 @@ def _run(run: "Campaign") -> dict[str, Any]:
             "number": dict(happened.number),
             "per_day": {cause.name: cause.per_day for cause in happened.causes},
         },
+        "played": _played(happened.played) if happened.played else None,
         "checkpoint": {
             "bytes": happened.checkpoint_bytes,
             "interval_seconds": practice.interval,
@@ -153,6 +162,36 @@ def _run(run: "Campaign") -> dict[str, Any]:
         "energy_mwh": _figure(run.bill.energy),
         "carbon_tonnes": _figure(run.bill.carbon),
         "dollars": _figure(run.bill.dollars),
+    }
+
+
+def _played(played: "Simulation") -> dict[str, Any]:
+    """Calendar days of the runs that were played, in bins of equal width."""
+    first, last = played.days[0], played.days[-1]
+    width = (last - first) / BINS
+    counts = [0] * (BINS if width else 1)
+    for days in played.days:
+        counts[min(int((days - first) / width), BINS - 1) if width else 0] += 1
+    return {
+        "times": len(played.days),
+        "days": _figure(played.figure),
+        "mean_days": played.mean_days,
+        "edges": [first + number * width for number in range(len(counts))] + [last],
+        "counts": counts,
+    }
+
+
+def _point(point: "Point") -> dict[str, Any]:
+    run = point.run
+    return {
+        "devices": point.devices,
+        "data": point.data,
+        "fits": point.fits,
+        "days": _figure(run.days),
+        "goodput": _figure(run.interruptions.goodput),
+        "device_hours": _figure(run.bill.device_hours),
+        "dollars": _figure(run.bill.dollars),
+        "mfu": [stage.mfu for stage in run.stages],
     }
 
 

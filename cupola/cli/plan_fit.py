@@ -138,9 +138,10 @@ def _refuse_others(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """What a law has no use for is not passed over in silence."""
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
-    for name in context.params:
+    for parameter in context.command.params:
+        name = parameter.name or ""
         if name not in OWN and context.get_parameter_source(name) is given:
-            raise InputError(f"--{name.replace('_', '-')}: means nothing to --fit; leave it out")
+            raise InputError(f"{parameter.opts[0]}: means nothing to --fit; leave it out")
     if overrides and recipe is None:
         raise InputError(f"--set {overrides[0]}: needs a RECIPE; the runs are as they are")
 

@@ -11,6 +11,7 @@ from cupola.display import count, duration
 if TYPE_CHECKING:
     from cupola.cli.planning import Plan, Planned
     from cupola.plan.campaign import Campaign
+    from cupola.plan.devices import Point
     from cupola.plan.figure import Figure
     from cupola.plan.layout import Layout
     from cupola.plan.work import StageRun
@@ -31,39 +32,55 @@ CALLED = {
 
 def show(planned: "Planned", show_what_if: bool) -> None:
     """All of it."""
-    from cupola.cli.plan_facts import counts
-
     plans, run = planned.plans, planned.run
-    sizes, hardware = counts(plans[0]), plans[0].hardware
-    active = f", {count(sizes['active'])} met by a token" if sizes["active"] < sizes["total"] else ""
-    click.echo(
-        f"{planned.name}: {count(sizes['total'])} parameters ({sizes['total']:,}){active},"
-        f" {count(sizes['embedding'])} in the embedding"
-    )
-    many = f"{plans[0].devices:,} x {hardware.name}" if plans[0].devices > 1 else hardware.name
-    click.echo(f"on {many} of {_gib(hardware.memory)}\n")
+    click.echo(f"{planned.name}: {parameters_of(planned)}\non {devices_of(planned)}\n")
     names = [plan.request.name for plan in plans]
-    show_table(["memory of a device", *names], _memory(plans))
+    show_table(["memory of a device", *names], memory_rows(plans))
     click.echo()
     for plan in plans:
-        for line in _verdict(plan):
+        for line in verdict(plan):
             click.echo(line)
     click.echo()
-    if rows := _time(planned):
+    if rows := time_rows(planned):
         show_table(["time", *names], rows)
         click.echo()
-    show_table(*_flops(planned))
+    show_table(*flops_rows(planned))
     if run is not None:
         click.echo()
-        show_table(["the run", "", "90% interval"], _run(run))
+        show_table(["the run", "", "90% interval"], run_rows(run))
         click.echo()
-        _show_interruptions(run)
+        for line in interruption_lines(run):
+            click.echo(line)
     if show_what_if:
-        _show_what_if(planned)
-    _show_notes(planned)
+        click.echo()
+        if planned.what_if is None:
+            click.echo("what if: no interruptions are counted, so that stalls and restarts decide nothing")
+        else:
+            show_table(*what_if_rows(*planned.what_if))
+    for line in [*scaling_lines(planned), *note_lines(planned)]:
+        click.echo(line)
 
 
-def _memory(plans: Sequence["Plan"]) -> list[list[str]]:
+def parameters_of(planned: "Planned") -> str:
+    """How many parameters there are."""
+    from cupola.cli.plan_facts import counts
+
+    sizes = counts(planned.plans[0])
+    active = f", {count(sizes['active'])} met by a token" if sizes["active"] < sizes["total"] else ""
+    return (
+        f"{count(sizes['total'])} parameters ({sizes['total']:,}){active},"
+        f" {count(sizes['embedding'])} in the embedding"
+    )
+
+
+def devices_of(planned: "Planned") -> str:
+    """Of what, how many."""
+    first = planned.plans[0]
+    many = f"{first.devices:,} x {first.hardware.name}" if first.devices > 1 else first.hardware.name
+    return f"{many} of {gib(first.hardware.memory)}"
+
+
+def memory_rows(plans: Sequence["Plan"]) -> list[list[str]]:
     """How it is spread, then bytes; lines in which every stage has nothing are left out."""
     rows = [
         ["row length", *(f"{plan.request.sequence_length:,}" for plan in plans)],
@@ -74,8 +91,8 @@ def _memory(plans: Sequence["Plan"]) -> list[list[str]]:
     for name in dict.fromkeys(name for one in found for name in one):
         values = [one.get(name, 0.0) for one in found]
         if any(values):
-            rows.append([name, *map(_gib, values)])
-    return [*rows, ["total", *(_gib(plan.memory.total) for plan in plans)]]
+            rows.append([name, *map(gib, values)])
+    return [*rows, ["total", *(gib(plan.memory.total) for plan in plans)]]
 
 
 def _layout(layout: "Layout") -> str:
@@ -87,7 +104,8 @@ def _layout(layout: "Layout") -> str:
     return " ".join([*words, f"{layout.rows} row{'s' if layout.rows > 1 else ''}"])
 
 
-def _verdict(plan: "Plan") -> list[str]:
+def verdict(plan: "Plan") -> list[str]:
+    """Whether it fits, and what would."""
     available, total = plan.hardware.memory, plan.memory.total
     rank = f" on pipeline rank {plan.memory.rank}" if plan.layout.pipeline > 1 else ""
     if plan.fits:
@@ -95,16 +113,16 @@ def _verdict(plan: "Plan") -> list[str]:
     if total <= available:
         words = f"{1 - total / available:.1%} to spare{rank}, less than the margin of {plan.margin:.0%}"
     else:
-        words = f"{_gib(total - available)} too much{rank}"
+        words = f"{gib(total - available)} too much{rank}"
     lines = [f"{plan.request.name}: does not fit, {words}"]
     for cure in plan.cures:
-        lines.append(f"  would fit, at {_gib(cure.total)}: {cure.words}")
+        lines.append(f"  would fit, at {gib(cure.total)}: {cure.words}")
     return (
         lines if plan.cures else [*lines, "  nothing that was tried would fit; take devices with more memory"]
     )
 
 
-def _time(planned: "Planned") -> list[list[str]]:
+def time_rows(planned: "Planned") -> list[list[str]]:
     """A step and what it goes to, then the stage's work; a column each, empty where nothing is known."""
     plans = planned.plans
     runs = iter(planned.run.stages if planned.run else ())
@@ -122,7 +140,7 @@ def _time(planned: "Planned") -> list[list[str]]:
         if any(values):
             rows.append([f"  {part}", *(duration_of(value) if value else "" for value in values)])
     rows += line("a step", [duration_of(one.seconds.value) if one else "" for one in steps])
-    rows += line("90% interval", [_interval(one.seconds, duration_of) if one else "" for one in steps])
+    rows += line("90% interval", [interval_of(one.seconds, duration_of) if one else "" for one in steps])
     rows += line("share of peak (MFU)", [f"{one.mfu:.1%}" if one else "" for one in steps])
     if any(done):
         rows += line("steps", [f"{one.course.steps:,}" if one else "" for one in done])
@@ -135,7 +153,7 @@ def _time(planned: "Planned") -> list[list[str]]:
     return rows
 
 
-def _flops(planned: "Planned") -> tuple[list[str], list[list[str]]]:
+def flops_rows(planned: "Planned") -> tuple[list[str], list[list[str]]]:
     """Of the run where that is known, else of a token."""
     from cupola.cli.plan_facts import flops_of_token
 
@@ -150,74 +168,92 @@ def _flops(planned: "Planned") -> tuple[list[str], list[list[str]]]:
     return head, [[CALLED.get(n, n), *(f"{one[n]:.3g}" for one in columns)] for n in columns[0]]
 
 
-def _run(run: "Campaign") -> list[list[str]]:
+def run_rows(run: "Campaign") -> list[list[str]]:
+    """The run and what it takes, with intervals."""
+
     def row(name: str, figure: "Figure", shown: Callable[[float], str]) -> list[str]:
         exact = figure.low == figure.high
-        return [name, shown(figure.value), "" if exact else _interval(figure, shown)]
+        return [name, shown(figure.value), "" if exact else interval_of(figure, shown)]
 
     bill = run.bill
     return [
         ["steps", f"{run.steps:,}", ""],
         ["tokens", count(run.tokens), ""],
-        row("work", run.work, _days),
+        row("work", run.work, days_of),
         row("goodput", run.interruptions.goodput, lambda share: f"{share:.1%}"),
-        row("from first step to last", run.days, _days),
+        row("from first step to last", run.days, days_of),
         row("device-hours", bill.device_hours, _number),
         row("energy", bill.energy, lambda value: _scaled(value, "MWh", "kWh")),
         row("CO2 equivalent", bill.carbon, lambda value: _scaled(value, "t", "kg")),
-        row("dollars", bill.dollars, lambda value: f"${count(value) if value >= 1000 else f'{value:.2f}'}"),
+        row("dollars", bill.dollars, dollars_of),
     ]
 
 
-def _show_interruptions(run: "Campaign") -> None:
+def device_rows(points: Sequence["Point"]) -> tuple[list[str], list[list[str]]]:
+    """The run on other numbers of devices."""
+    rows = []
+    for point in points:
+        run = point.run
+        rows.append(
+            [
+                f"{point.devices:,}",
+                "yes" if point.fits else "no",
+                days_of(run.days.value),
+                interval_of(run.days, days_of),
+                f"{run.interruptions.goodput.value:.1%}",
+                _number(run.bill.device_hours.value),
+                dollars_of(run.bill.dollars.value),
+                interval_of(run.bill.dollars, dollars_of),
+            ]
+        )
+    head = ["devices", "fits", "days", "90% interval", "goodput", "device-hours", "dollars", "90% interval"]
+    return head, rows
+
+
+def interruption_lines(run: "Campaign") -> list[str]:
+    """What interrupts it, and how it saves."""
     happened = run.interruptions
     practice = happened.practice
     assert practice.interval is not None
     if not happened.counted:
-        click.echo(f"interruptions: none are counted on {happened.why}; a failure costs a restart by hand")
-        return
+        return [f"interruptions: none are counted on {happened.why}; a failure costs a restart by hand"]
     causes = ", ".join(f"{name} {_number(number)}" for name, number in happened.number.items())
     lost = ", ".join(f"{name} {share:.1%}" for name, share in happened.lost.items() if share >= 0.0005)
-    click.echo(f"interruptions: {causes}; time lost to {lost}")
-    click.echo(
+    lines = [
+        f"interruptions: {causes}; time lost to {lost}",
         f"checkpoints: every {duration_of(practice.interval)} of work, {happened.why}; training stands still"
-        f" for {duration_of(practice.stall)}, a restart takes {duration_of(practice.restart)}"
-    )
+        f" for {duration_of(practice.stall)}, a restart takes {duration_of(practice.restart)}",
+    ]
     if happened.best and not happened.why.startswith("the best"):
         interval, goodput = happened.best
-        click.echo(f"  best: every {duration_of(interval)}, for a goodput of {goodput:.1%}")
+        lines.append(f"  best: every {duration_of(interval)}, for a goodput of {goodput:.1%}")
+    return lines
 
 
-def _show_what_if(planned: "Planned") -> None:
-    click.echo()
-    if planned.what_if is None:
-        click.echo("what if: no interruptions are counted, so that stalls and restarts decide nothing")
-        return
-    stalls, restarts, goodput = planned.what_if
-    head = ["goodput: stall, and restart", *map(duration_of, restarts)]
+def what_if_rows(
+    stalls: Sequence[float], restarts: Sequence[float], goodput: Sequence[Sequence[float]]
+) -> tuple[list[str], list[list[str]]]:
+    """Goodput by stall and restart."""
     rows = [
         [duration_of(stall), *(f"{share:.1%}" for share in row)]
         for stall, row in zip(stalls, goodput, strict=True)
     ]
-    show_table(head, rows)
+    return ["goodput: stall, and restart", *map(duration_of, restarts)], rows
 
 
-def _show_notes(planned: "Planned") -> None:
+def note_lines(planned: "Planned") -> list[str]:
+    """What is not in it, what was taken for granted, what to mind."""
     from cupola.plan.host import notes as host_notes
 
-    for line in _scaling(planned):
-        click.echo(line)
-    unknown = [plan.unknown for plan in planned.plans if plan.unknown]
-    for words in unknown:
-        click.echo(f"not in it: {words}")
-    notes = [note for plan in planned.plans for note in plan.notes]
-    for note in dict.fromkeys([*notes, *host_notes(planned.plans[0].hardware.name)]):
-        click.echo(f"note: {note}")
-    for words in dict.fromkeys(words for plan in planned.plans for words in plan.warnings):
-        click.echo(f"warning: {words}")
+    plans = planned.plans
+    said = [f"not in it: {plan.unknown}" for plan in plans if plan.unknown]
+    said += [f"note: {note}" for plan in plans for note in plan.notes]
+    said += [f"note: {note}" for note in host_notes(plans[0].hardware.name)]
+    return list(dict.fromkeys([*said, *(f"warning: {words}" for plan in plans for words in plan.warnings)]))
 
 
-def _scaling(planned: "Planned") -> list[str]:
+def scaling_lines(planned: "Planned") -> list[str]:
+    """How far from compute-optimal it is."""
     from cupola.plan.advice import WORTHWHILE
 
     advice = planned.advice
@@ -246,7 +282,8 @@ def _scaling(planned: "Planned") -> list[str]:
     return lines
 
 
-def _interval(figure: "Figure", shown: Callable[[float], str]) -> str:
+def interval_of(figure: "Figure", shown: Callable[[float], str]) -> str:
+    """A figure's interval in words."""
     return f"{shown(figure.low)} to {shown(figure.high)}"
 
 
@@ -261,7 +298,13 @@ def duration_of(seconds: float) -> str:
     return duration(seconds) if seconds < 2 * DAY else f"{seconds / DAY:,.1f} days"
 
 
-def _days(days: float) -> str:
+def dollars_of(value: float) -> str:
+    """Dollars, short."""
+    return f"${count(value) if value >= 1000 else f'{value:.2f}'}"
+
+
+def days_of(days: float) -> str:
+    """Days as people say them."""
     return duration_of(days * DAY)
 
 
@@ -276,5 +319,6 @@ def _scaled(value: float, large: str, small: str) -> str:
     return f"{1000 * value:.3g} {small}"
 
 
-def _gib(number: float) -> str:
+def gib(number: float) -> str:
+    """Bytes in GiB."""
     return f"{number / GIB:,.2f} GiB" if number < 10 * GIB else f"{number / GIB:,.1f} GiB"

@@ -1,5 +1,6 @@
 """What `cupola plan` works out from its options: requests, layouts, memory, the run and its price."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
     from cupola.plan.cost import Power, Purchase, Rent
     from cupola.plan.course import Course
     from cupola.plan.cures import Cure
+    from cupola.plan.devices import Point
     from cupola.plan.execution import Execution
     from cupola.plan.hardware import Hardware
     from cupola.plan.layout import Layout
     from cupola.plan.memory import Memory
     from cupola.plan.request import Request
     from cupola.plan.steptime import StepTime
+    from cupola.plan.work import Asked
 
 SPREAD = ("data", "tensor", "pipeline", "context", "expert", "rows", "chunks")
 HOST_PRICE = 1.4
@@ -72,6 +75,7 @@ class Planned:
     Attributes:
         run: of the stages whose horizon is known; None where it is of none.
         what_if: (stalls, restarts, goodput at each, by stall), where interruptions are counted.
+        curve: the run on other numbers of devices, where that is asked for.
     """
 
     name: str
@@ -79,10 +83,14 @@ class Planned:
     run: "Campaign | None" = None
     advice: "Advice | None" = None
     what_if: "tuple[list[float], list[float], list[list[float]]] | None" = None
+    curve: "list[Point]" = field(default_factory=list)
 
 
-def plan(recipe: str, overrides: tuple[str, ...], options: dict[str, Any]) -> Planned:
+def plan(recipe: str, overrides: tuple[str, ...], options: dict[str, Any], curve: bool = False) -> Planned:
     """What the options ask for.
+
+    Args:
+        curve: the run on other numbers of devices too.
 
     Raises:
         InputError: one line, what can't be and what would work.
@@ -103,7 +111,7 @@ def plan(recipe: str, overrides: tuple[str, ...], options: dict[str, Any]) -> Pl
         if not one.fits:
             one.cures = cures(one.asked, one.layout, one.execution, hardware, devices, one.margin)
     found = Planned(recipe, plans)
-    _add_run(found, options, hardware)
+    _add_run(found, options, hardware, curve)
     known = iter(found.run.stages if found.run else ())
     for one in plans:
         if one.course is not None:
@@ -236,7 +244,7 @@ def execution_on(request: "Request", hardware: "Hardware", options: dict[str, An
     return replace(execution, overhead=ON_CPU) if on_cpu else execution
 
 
-def _add_run(found: Planned, options: dict[str, Any], hardware: "Hardware") -> None:
+def _add_run(found: Planned, options: dict[str, Any], hardware: "Hardware", curve: bool) -> None:
     """The run of the stages whose horizon is known; what is wrong with prices is told in any case."""
     from cupola.models import table
     from cupola.plan import campaign
@@ -254,6 +262,15 @@ def _add_run(found: Planned, options: dict[str, Any], hardware: "Hardware") -> N
     of_recipe = options["tokens"] is None
     found.run = campaign.campaign(asked, hardware, settings, power, grid, price, of_recipe)
     found.what_if = _what_if(found.run)
+    if curve and hardware.name != "cpu":
+        from cupola.plan.devices import over_devices
+
+        def again(others: "Sequence[Asked]") -> "Campaign":
+            closed = replace(settings, simulate=0)
+            return campaign.campaign(others, hardware, closed, power, grid, price, of_recipe)
+
+        room = hardware.memory * (1 - options["margin"])
+        found.curve = over_devices(asked, found.run, again, room)
     first = found.plans[0].request
     if options["tokens"] is not None and first.name == found.name:
         active = table.active_count(first.model, first.vocabulary)

@@ -32,7 +32,7 @@ from cupola.plan.goodput import (
 from cupola.plan.hardware import Hardware
 from cupola.plan.layout import Layout
 from cupola.plan.request import Request
-from cupola.plan.simulation import LEAST_GOODPUT, require_progress, simulate
+from cupola.plan.simulation import LEAST_GOODPUT, Simulation, require_progress, simulate
 from cupola.plan.standing import Group, standing
 from cupola.plan.work import Asked, StageRun, stage_run, together
 
@@ -86,6 +86,7 @@ class Interruptions:
         lost: the other shares, by what they go to.
         number: interruptions of the run by cause; means.
         best: the interval of least time in seconds, and the goodput that it would have.
+        played: what came of the run when it was played, at the best guess of its speed; None: it wasn't.
     """
 
     counted: bool
@@ -97,6 +98,7 @@ class Interruptions:
     lost: Mapping[str, float]
     number: Mapping[str, float]
     best: tuple[float, float] | None = None
+    played: Simulation | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def _disturbed(
     number = {cause.name: cause.per_day * mean.days(days.value) for cause in causes}
     few = sum(number[cause.name] for cause in causes if not cause.planned) <= FEW
     times = PLAYED * few if settings.simulate is None else settings.simulate
+    played = None
     if times:
         played = simulate(causes, chosen, days.value, times, settings.seed, rate_spread=rate.log_spread)
         share, number = played.goodput, {cause.name: played.interruptions[cause.name] for cause in causes}
@@ -252,5 +255,6 @@ def _disturbed(
         mean.lost,
         number,
         (best.interval, expected(causes, best).goodput),
+        played,
     )
     return found, days.over(share)

@@ -66,6 +66,9 @@ class StepTime:
         flops: of the model for the whole step (no recomputation), convention `exact_full`.
         tokens: of the step.
         mfu: `flops` over what all devices could do in that time.
+        microbatches: of the step.
+        ranks: seconds of a microbatch forward and backward on each pipeline rank, without what waits for the
+            slowest device.
     """
 
     seconds: Figure
@@ -73,6 +76,8 @@ class StepTime:
     flops: float
     tokens: int
     mfu: float
+    microbatches: int = 1
+    ranks: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,17 +125,20 @@ def step_time(run: Run, hardware: Hardware, program: Program = OURS, causes: Cau
     parts["pauses"] = causes.pause
     whole = sum(parts.values())
     parts["waiting for the slowest"] = whole * causes.jitter * math.sqrt(2 * math.log(layout.devices))
-    return _step(run, hardware, parts)
+    return _step(run, hardware, parts, tuple((rank.forward, rank.backward) for rank in ranks))
 
 
-def _step(run: Run, hardware: Hardware, parts: dict[str, float]) -> StepTime:
+def _step(
+    run: Run, hardware: Hardware, parts: dict[str, float], ranks: tuple[tuple[float, float], ...]
+) -> StepTime:
     tokens = run.microbatches * run.layout.data * run.layout.rows * run.sequence_length
     per_token = _flops(run.model, run.vocabulary, run.sequence_length)
     seconds = sum(parts.values())
     peak = hardware.flops(run.execution.precision) * run.layout.devices
     low, high = SPREAD if run.model.experts is None else SPREAD_EXPERTS
     figure = Figure(seconds, low * seconds, high * seconds)
-    return StepTime(figure, parts, per_token * tokens, tokens, per_token * tokens / peak / seconds)
+    operations = per_token * tokens
+    return StepTime(figure, parts, operations, tokens, operations / peak / seconds, run.microbatches, ranks)
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ light and a dark page; text stays text. A long run is reduced to at most `POINTS
 keeps the page small; the loss also shows each bin's range.
 """
 
+import html
 import io
 import math
 import re
@@ -172,7 +173,7 @@ def _themed(svg: str, title: str, standalone: bool) -> str:
     head, body = svg.split(">", 1)
     if not standalone:
         head = re.sub(r' (width|height)="[^"]*"', "", head)
-    head += f' role="img" aria-label="{title}"'
+    head += f' role="img" aria-label="{html.escape(title)}"'
     style = f"<style>{palette_css()} svg {{ background: transparent; }}</style>" if standalone else ""
     return f"{head}>{style}{body}"
 

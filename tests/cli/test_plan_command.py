@@ -191,16 +191,17 @@ def test_what_is_wrong_is_one_line(capsys, arguments, words):
 
 
 KEYS = {
-    *("name", "parameters", "hardware", "devices", "conventions", "stages", "run", "what_if", "scaling"),
+    *("name", "parameters", "hardware", "devices", "conventions", "stages", "run", "by_devices", "what_if"),
+    "scaling",
 }
 STAGE_KEYS = {
     *("name", "sequence_length", "batch_rows", "optimizer", "precision", "loss", "layout", "rank", "memory"),
-    *("total_by_rank", "available", "margin", "fits", "would_fit", "flops_per_token", "step", "run"),
+    *("memory_by_rank", "available", "margin", "fits", "would_fit", "flops_per_token", "step", "run"),
     *("unknown", "notes", "warnings"),
 }
 RUN_KEYS = {
     *("steps", "tokens", "flops", "work_days", "days", "goodput", "lost", "interruptions", "checkpoint"),
-    *("device_hours", "energy_mwh", "carbon_tonnes", "dollars"),
+    *("device_hours", "energy_mwh", "carbon_tonnes", "dollars", "played"),
 }
 LLAMA = ("llama3-8b", "--on", "h100:1024", "--tokens", "15T")
 
