@@ -144,6 +144,7 @@ OF_SOURCES: tuple[tuple[str, flops.Name], ...] = (
     (r"mbridge", "bridge"),
     (r"llama.?3.*t4", "exact"),
     (r"foundry", "palm"),
+    (r"gpt3_family", "6nd"),
 )
 """Where a row names none: what its source's own code or paper counts. Llama 3's doesn't say; with rows of
 131,072 tokens only the causal half leaves a utilisation that its devices can have."""

@@ -58,9 +58,12 @@ SLOWER = ((r"4xopa100", 6.25e9),)
 HALF = 0.5
 """Of gathers, what the first programs with sharded parameters hid."""
 USUAL = Program(attention="flash2", passes=1.5)
-"""What a row without a layout is taken to have been run by."""
+"""What a row without a layout is taken to have been run by; before FlashAttention-2, by Megatron-LM as it
+was then, with sharded states."""
 USUAL_DEVICES, USUAL_BATCH = 2048, 4_000_000
 """Devices, and tokens of a step, of a row that states neither: what long runs had."""
+RANKS = (1, 2, 4, 5, 8, 10, 16, 20)
+"""Pipeline ranks that are tried for it."""
 EAGER = 2.0
 """`Program.passes` of functions that are kernels of their own."""
 GRAPHS = (26, 6)
@@ -132,8 +135,8 @@ def _chosen(case: Case, hardware: Hardware) -> Timed:
     devices, length = row.whole("n_devices") or USUAL_DEVICES, case.size("seq")
     batch = row.whole("batch") or USUAL_BATCH // length
     found = case.expressed
-    best: tuple[float, Run] | None = None
-    for tensor, pipeline, kept in itertools.product((1, 2, 4, 8), (1, 2, 4, 8, 16), ("none", "full")):
+    best: tuple[float, Run, Program] | None = None
+    for tensor, pipeline, kept in itertools.product((1, 2, 4, 8), RANKS, ("none", "full")):
         data = devices // (tensor * pipeline)
         if data * tensor * pipeline != devices or batch < data or pipeline > found.model.layers:
             continue
@@ -142,19 +145,24 @@ def _chosen(case: Case, hardware: Hardware) -> Timed:
         layout = Layout(data, shard, tensor, pipeline=pipeline, checkpointing=checkpointing)
         execution = Execution(precision=_precision(row), loss="in_place")
         run = Run(found.model, found.vocabulary, layout, length, batch // data * data, execution=execution)
+        program = USUAL
+        if "flash2" not in hardware.attention:
+            run, program = _megatron_then(case, run, hardware)
+            run = replace(run, layout=replace(run.layout, shard=shard))
         if faults(found.model, found.vocabulary, layout, layout.devices, length) or not needed(run).fits(
             hardware.memory
         ):
             continue
-        seconds = step_time(run, hardware, USUAL).seconds.value / (run.batch or 1)
+        seconds = step_time(run, hardware, program).seconds.value / (run.batch or 1)
         if best is None or seconds < best[0]:
-            best = seconds, run
+            best = seconds, run, program
     if best is None:
         raise Unpredicted("the row states no layout, and none that was tried fits")
-    layout = best[1].layout
+    _, run, program = best
+    layout = run.layout
     taken = f"data {layout.data}, tensor {layout.tensor}, pipeline {layout.pipeline}"
     said = f"no layout is stated: {taken} is taken"
-    return Timed(best[1], hardware, USUAL, (said, f"checkpointing {layout.checkpointing}"))
+    return Timed(run, hardware, program, (said, f"checkpointing {layout.checkpointing}"))
 
 
 def _layout(case: Case) -> tuple[Layout, tuple[str, ...]]:

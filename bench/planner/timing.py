@@ -96,6 +96,14 @@ def utilisation(case: Case) -> Prediction:
     return _prediction(case, _share(found, rate), found, name)
 
 
+def utilisation_without_attention(case: Case) -> Prediction:
+    """Of 6 N alone."""
+    count, _ = counted(case, "6nd")
+    found, step = step_of(case)
+    rate = _speed(found, step, found.run.layout.devices).times(count)
+    return _prediction(case, _share(found, rate), found, "6nd")
+
+
 def hardware_utilisation(case: Case) -> Prediction:
     """With what is recomputed: a third more where that is everything, attention's two products where it is
     these."""
@@ -110,16 +118,24 @@ def hardware_utilisation(case: Case) -> Prediction:
 
 
 def days(case: Case) -> Prediction:
-    """Of the run on its tokens."""
+    """Of the run on its tokens; the metric's name may state other tokens, and on how many devices."""
     found, step = step_of(case)
-    return _prediction(case, Figure.of(case.size("tokens") / DAY).over(_speed(found, step, 1)), found)
+    on = re.search(r"_on_(\d+)", case.metric)
+    speed = _speed(found, step, found.run.layout.devices / int(on[1]) if on else 1)
+    return _prediction(case, Figure.of(_tokens(case) / DAY).over(speed), found)
+
+
+def _tokens(case: Case) -> float:
+    if case.metric.endswith("per_T_tokens"):
+        return 1e12
+    stated = re.search(r"for_(\d+)B_tokens", case.metric)
+    return float(stated[1]) * 1e9 if stated else float(case.size("tokens"))
 
 
 def device_hours(case: Case) -> Prediction:
     """Of the run on its tokens."""
     found, step = step_of(case)
-    tokens = 1e12 if case.metric.endswith("per_T_tokens") else case.size("tokens")
-    hours = Figure.of(tokens / HOUR).over(_speed(found, step, found.run.layout.devices))
+    hours = Figure.of(_tokens(case) / HOUR).over(_speed(found, step, found.run.layout.devices))
     return _prediction(case, hours.times(PROGRAMME), found)
 
 
@@ -133,10 +149,14 @@ TIME: dict[str, Callable[[Case], Prediction]] = {
     "aggregate_pflops": petaflops,
     "mfu_pct": utilisation,
     "hfu_pct": hardware_utilisation,
+    "mfu_no_attn_pct": utilisation_without_attention,
     "pct_peak": utilisation,
     "days_for_300B_tokens": days,
     "days": days,
     "days_on_2048": days,
+    "days_on_10000_V100": days,
+    "days_ideal_on_1024": days,
+    "days_per_T_tokens": days,
     "gpu_hours": device_hours,
     "chip_hours": device_hours,
     "gpu_hours_per_T_tokens": device_hours,

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.planner.__main__ import main
+from bench.planner.costs import COSTS
 from bench.planner.derived import figures
 from bench.planner.memory import MEMORY
 from bench.planner.models import Inexpressible, express
@@ -272,11 +273,11 @@ def test_rounding(value, share):
 
 def test_the_command(tmp_path):
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps({"rows": [LLAMA | {"metrics": {"params_exact": 8e9, "usd": 3}}]}))
+    path.write_text(json.dumps({"rows": [LLAMA | {"metrics": {"params_exact": 8e9, "usd_of_coffee": 3}}]}))
     printed = CliRunner().invoke(main, ["--rows", str(path)])
     assert printed.exit_code == 0, printed.output
     assert "params_exact" in printed.output
-    assert "1 metrics are not predicted yet: usd" in printed.output
+    assert "1 metrics are not predicted yet: usd_of_coffee" in printed.output
     made = json.loads(CliRunner().invoke(main, ["--rows", str(path), "--json"]).output)
     first, second = made["rows"]
     assert {"name", "group", "metric", "published", "predicted", "low", "high"} <= first.keys()
@@ -304,4 +305,4 @@ def test_a_bad_file_is_one_line(tmp_path, content, said):
 
 
 def test_metrics_plug_in():
-    assert PREDICTORS.keys() | MEMORY.keys() | TIME.keys() == ALL.keys()
+    assert PREDICTORS.keys() | MEMORY.keys() | TIME.keys() | COSTS.keys() == ALL.keys()
