@@ -13,7 +13,15 @@ from cupola.errors import InputError
 
 WORKERS = click.IntRange(min=1)
 SECTIONS = {
-    "What is trained": ("overrides", "stage", "tokens", "corpus", "sequence_length", "batch_tokens"),
+    "What is trained": (
+        "overrides",
+        "stage",
+        "tokens",
+        "corpus",
+        "inference_tokens",
+        "sequence_length",
+        "batch_tokens",
+    ),
     "Devices and layout": (
         "on",
         "hardware",
@@ -78,6 +86,11 @@ SECTIONS = {
 @click.option("--stage", help="One stage of the recipe (default: all).")
 @click.option("--tokens", metavar="N", help="Tokens to train on, such as 15T; by default the recipe's.")
 @click.option("--corpus", metavar="N", help="Different tokens that there are: how often they are read.")
+@click.option(
+    "--inference-tokens",
+    metavar="N",
+    help="Tokens that the model will read and write in its life: what size is cheapest in all.",
+)
 @click.option("--sequence-length", type=WORKERS, metavar="N", help="Tokens of a row, in place of a schedule.")
 @click.option("--batch-tokens", metavar="N", help="Tokens of a step, such as 4M, in place of a schedule.")
 @click.option(

@@ -271,6 +271,12 @@ def scaling_lines(planned: "Planned") -> list[str]:
         f" these are {words}",
         f"  the same compute, best spent: {count(best.parameters)} parameters on {count(best.tokens)} tokens",
     ]
+    if advice.cheapest is not None and advice.saved is not None:
+        size, length = count(advice.cheapest.parameters), count(advice.cheapest.tokens)
+        lines.append(
+            f"  with its use, the same loss is cheapest at {size} parameters on {length} tokens:"
+            f" {advice.saved:.1%} fewer FLOPs in all (Sardana et al. 2023)"
+        )
     if advice.passes is None or advice.worth is None:
         return [
             *lines,

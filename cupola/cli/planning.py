@@ -99,7 +99,7 @@ def plan(recipe: str, overrides: tuple[str, ...], options: dict[str, Any], curve
     from cupola.plan.hardware import catalogue, parse
     from cupola.plan.steptime import step_time
 
-    for name in ("batch_tokens", "tokens", "corpus"):
+    for name in ("batch_tokens", "tokens", "corpus", "inference_tokens"):
         options[name] = amount(options[name], f"--{name.replace('_', '-')}", "of tokens", "4M")
     if options["measure"]:
         from cupola.plan.host import measure
@@ -157,6 +157,8 @@ def _of_preset(name: str, options: dict[str, Any], hardware: "Hardware", devices
         found = course.of_model(options["tokens"], request.batch * length, length)
     elif options["corpus"] is not None:
         raise InputError("--corpus: says how often --tokens read it; state --tokens too")
+    elif options["inference_tokens"] is not None:
+        raise InputError("--inference-tokens: are weighed against --tokens of training; state --tokens too")
     return Plan(asked, request, layout, execution, hardware, devices, options["margin"], found, notes=notes)
 
 
@@ -170,6 +172,8 @@ def _of_recipe(
     loaded = load_recipe(recipe, overrides)
     if options["corpus"] is not None:
         raise InputError("--corpus: is for a shipped model; a recipe names its own corpora")
+    if options["inference_tokens"] is not None:
+        raise InputError("--inference-tokens: is for a shipped model with --tokens")
     names = [options["stage"]] if options["stage"] else list(loaded.stages)
     tokens, length, batch = options["tokens"], options["sequence_length"], options["batch_tokens"]
     if tokens is not None and len(names) > 1:
@@ -274,7 +278,7 @@ def _add_run(found: Planned, options: dict[str, Any], hardware: "Hardware", curv
     first = found.plans[0].request
     if options["tokens"] is not None and first.name == found.name:
         active = table.active_count(first.model, first.vocabulary)
-        found.advice = advise(active, options["tokens"], options["corpus"])
+        found.advice = advise(active, options["tokens"], options["corpus"], options["inference_tokens"])
 
 
 def _what_if(run: "Campaign") -> "tuple[list[float], list[float], list[list[float]]] | None":

@@ -242,11 +242,13 @@ def _sent(setting: Setting) -> float:
 
 
 def _accumulated(setting: Setting, group: Group) -> float:
-    """Seconds of adding a microbatch's gradients to those of others."""
+    """Seconds of adding a microbatch's gradients to those of others; they are whole until the step ends where
+    parameters are."""
     run = setting.run
     if run.microbatches == 1:
         return 0.0
-    held = group.sharded(run.layout) if run.layout.shard >= 2 else group.whole
+    cut = run.layout.shard >= 2 and not (run.layout.shard == 3 and run.gathers_once)
+    held = group.sharded(run.layout) if cut else group.whole
     return setting.stream(2.0 * run.execution.gradients * held.trained)
 
 

@@ -151,6 +151,8 @@ def test_devices_of_ones_own(capsys, tmp_path):
         (["llama3-8b", "--tokens", "50T", "--corpus", "1T"], "50 passes over a corpus of"),
         (["llama3-8b", "--corpus", "1T"], "--corpus: says how often --tokens read it; state --tokens too"),
         (["quickstart", "--corpus", "1T"], "--corpus: is for a shipped model"),
+        (["quickstart", "--inference-tokens", "1T"], "--inference-tokens: is for a shipped model"),
+        (["llama3-8b", "--inference-tokens", "1T"], "--inference-tokens: are weighed against --tokens"),
         (["quickstart", "--tokens", "1M"], "--tokens: of which stage? state --stage, one of pretrain"),
         (["quickstart", "--stage", "rl", "--tokens", "1M"], "rl learns from answers of its own"),
         (["llama3-8b", "--rent", "-1"], "--rent: -1 can't be; it must be at least 0"),
