@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from bench.planner.predictors import Case, Prediction, Unpredicted
 from bench.planner.programs import device_of
 from bench.planner.timing import device_hours
+from cupola.cli.plan_prices import DOUBT
 from cupola.plan import cost
 from cupola.plan.execution import Execution
 from cupola.plan.figure import Figure
@@ -21,8 +22,6 @@ from cupola.plan.standing import Group, Held, standing
 
 GIB = 2**30
 ADAM = 8
-RENT = Figure(1.0, 0.7, 1.4)
-"""What a rent that nobody stated is off by, as `cupola plan` takes it."""
 GRID = Figure(cost.GRIDS["us"][0], 0.2, 0.6)
 """Where it isn't known which: kg of CO2 equivalent per kWh; an assumption."""
 
@@ -149,7 +148,9 @@ def dollars(case: Case) -> Prediction:
         return _predicted(case, hours.times(float(found[1])), said)
     hardware = device_of(case.row)
     hours, said = _hours(case)
-    return _predicted(case, hours.times(RENT.times(hardware.rent)), f"{said}, at a rent of {hardware.priced}")
+    return _predicted(
+        case, hours.times(Figure(1.0, *DOUBT).times(hardware.rent)), f"{said}, at a rent of {hardware.priced}"
+    )
 
 
 COSTS: dict[str, Callable[[Case], Prediction]] = {

@@ -105,18 +105,14 @@ def request_of(recipe: str, overrides: tuple[str, ...], options: dict[str, Any])
     Raises:
         InputError: a recipe has several stages and none is stated; whatever else is wrong with it.
     """
-    from pathlib import Path
-
     from cupola.cli.options import amount, load_recipe
+    from cupola.cli.planning import is_shipped
     from cupola.plan.request import of_preset, of_stage
     from cupola.recipe.loading import load_preset
-    from cupola.recipe.lookup import presets
 
     length = options["sequence_length"]
     batch = amount(options["batch_tokens"], "--batch-tokens", "of tokens", "4M")
-    if recipe in presets() and not Path(recipe).exists():
-        if overrides or options["stage"]:
-            raise InputError(f"{recipe}: is a shipped model; --set and --stage need a recipe")
+    if is_shipped(recipe, overrides, options["stage"]):
         return _batched(of_preset(recipe, load_preset(recipe), length, batch))
     loaded = load_recipe(recipe, overrides)
     names = list(loaded.stages)
@@ -126,38 +122,32 @@ def request_of(recipe: str, overrides: tuple[str, ...], options: dict[str, Any])
 
 
 def _batched(request: "Request") -> "Request":
-    """With a usual batch where none is stated."""
+    """With a usual batch where none is stated, whatever the layout."""
     from dataclasses import replace
 
-    from cupola.models import table
-    from cupola.plan.course import usual_batch
+    from cupola.cli.planning import batched
     from cupola.plan.layout import Layout
 
-    if request.batch is not None:
-        return request
-    active = table.active_count(request.model, request.vocabulary)
-    batch = usual_batch(active, request.sequence_length, Layout())
-    tokens = batch * request.sequence_length
-    note = f"steps of {tokens:,} tokens are taken; --batch-tokens states others"
-    return replace(request, batch=batch, notes=(*request.notes, note))
+    found, notes = batched(request, Layout())
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def price_on(request: "Request", tokens: int, options: dict[str, Any]) -> "Callable[[Question], Price]":
     """Days and dollars of the whole run, interruptions included, on a question's devices."""
-    from cupola.cli import planning
+    from cupola.cli import plan_prices
     from cupola.plan import campaign
     from cupola.plan.course import of_model
     from cupola.plan.work import Asked
 
     assert request.batch is not None
     course = of_model(tokens, request.batch * request.sequence_length, request.sequence_length)
-    grid = planning.grid_of(options["grid"])
-    settings = planning.settings_of(options | {"simulate": 0})
+    grid = plan_prices.grid_of(options["grid"])
+    settings = plan_prices.settings_of(options | {"simulate": 0})
 
     def on(question: "Question") -> "Price":
         hardware, execution = question.hardware, question.execution
-        power = planning.power_of(options, hardware)
-        price = planning.price_of(options, hardware, power)
+        power = plan_prices.power_of(options, hardware)
+        price = plan_prices.price_of(options, hardware, power)
 
         def taken(layout: "Layout", devices: int, step: "StepTime") -> tuple[float, float]:
             asked = [Asked(request, layout, execution, course)]

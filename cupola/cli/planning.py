@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cupola.cli.options import amount, load_recipe
+from cupola.cli.plan_prices import grid_of, power_of, price_of, settings_of
 from cupola.errors import InputError
 
 if TYPE_CHECKING:
     from cupola.plan.advice import Advice
-    from cupola.plan.campaign import Campaign, Settings
-    from cupola.plan.cost import Power, Purchase, Rent
+    from cupola.plan.campaign import Campaign
     from cupola.plan.course import Course
     from cupola.plan.cures import Cure
     from cupola.plan.devices import Point
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from cupola.plan.work import Asked
 
 SPREAD = ("data", "tensor", "pipeline", "context", "expert", "rows", "chunks")
-HOST_PRICE = 1.4
-"""Price of a device with its share of host, network and building over its own. An assumption."""
-DOUBT = (0.7, 1.4)
-"""Interval of a price that is assumed, as factors."""
-ELECTRICITY, LIFETIME = 0.08, 4.0
-"""Dollars for a kWh, years of service; assumptions."""
 STALLS, RESTARTS = (0.5, 5.0, 30.0, 120.0), (60.0, 180.0, 600.0, 1800.0)
 """Of the table of what-ifs, seconds."""
 
@@ -124,33 +118,38 @@ def plan(recipe: str, overrides: tuple[str, ...], options: dict[str, Any], curve
 def _plans(
     recipe: str, overrides: tuple[str, ...], options: dict[str, Any], hardware: "Hardware", devices: int
 ) -> list[Plan]:
+    if is_shipped(recipe, overrides, options["stage"]):
+        return [_of_preset(recipe, options, hardware, devices)]
+    return _of_recipe(recipe, overrides, options, hardware, devices)
+
+
+def is_shipped(recipe: str, overrides: tuple[str, ...], stage: str | None) -> bool:
+    """Whether it is the name of a shipped model, and not a recipe.
+
+    Raises:
+        InputError: it is one, and something is stated that only a recipe has; or it is nearly one.
+    """
     from cupola.recipe.lookup import presets, shipped_recipes
     from cupola.recipe.structure import did_you_mean
 
     if recipe in presets() and not Path(recipe).exists():
-        if overrides or options["stage"]:
+        if overrides or stage:
             raise InputError(f"{recipe}: is a shipped model; --set and --stage need a recipe")
-        return [_of_preset(recipe, options, hardware, devices)]
+        return True
     named = "/" not in recipe and not Path(recipe).exists() and recipe not in shipped_recipes()
     if named and (close := did_you_mean(recipe, presets())) and not did_you_mean(recipe, shipped_recipes()):
         raise InputError(f"{recipe}: no recipe or shipped model of that name; did you mean {close}?")
-    return _of_recipe(recipe, overrides, options, hardware, devices)
+    return False
 
 
 def _of_preset(name: str, options: dict[str, Any], hardware: "Hardware", devices: int) -> Plan:
-    from cupola.models import table
     from cupola.plan import course
     from cupola.plan.request import of_preset
     from cupola.recipe.loading import load_preset
 
     asked = of_preset(name, load_preset(name), options["sequence_length"], options["batch_tokens"])
     layout, execution = _spread(asked, options, hardware, devices)
-    request, notes, length = asked, [], asked.sequence_length
-    if request.batch is None:
-        active = table.active_count(request.model, request.vocabulary)
-        request = replace(request, batch=course.usual_batch(active, length, layout))
-        assert request.batch is not None
-        notes = [f"steps of {request.batch * length:,} tokens are taken; --batch-tokens states others"]
+    (request, notes), length = batched(asked, layout), asked.sequence_length
     assert request.batch is not None
     found = None
     if options["tokens"] is not None:
@@ -160,6 +159,21 @@ def _of_preset(name: str, options: dict[str, Any], hardware: "Hardware", devices
     elif options["inference_tokens"] is not None:
         raise InputError("--inference-tokens: are weighed against --tokens of training; state --tokens too")
     return Plan(asked, request, layout, execution, hardware, devices, options["margin"], found, notes=notes)
+
+
+def batched(request: "Request", layout: "Layout") -> "tuple[Request, list[str]]":
+    """With a usual batch where none is stated, and a note that says so."""
+    from cupola.models import table
+    from cupola.plan.course import usual_batch
+
+    if request.batch is not None:
+        return request, []
+    active = table.active_count(request.model, request.vocabulary)
+    batch = usual_batch(active, request.sequence_length, layout)
+    tokens = batch * request.sequence_length
+    return replace(request, batch=batch), [
+        f"steps of {tokens:,} tokens are taken; --batch-tokens states others"
+    ]
 
 
 def _of_recipe(
@@ -296,75 +310,3 @@ def _what_if(run: "Campaign") -> "tuple[list[float], list[float], list[list[floa
 def _around(own: float, others: tuple[float, ...]) -> list[float]:
     """The plan's own value among others, less those that are nearly the same."""
     return sorted([own, *(one for one in others if abs(one - own) > 0.2 * own)])
-
-
-def settings_of(options: dict[str, Any]) -> "Settings":
-    """How the run saves and comes back, as far as it is stated."""
-    from cupola.plan.campaign import Settings
-    from cupola.plan.figure import check
-
-    for name in ("stall", "restart", "interval"):
-        if options[name] is not None:
-            check(f"--{name}, in seconds", options[name], above=name == "interval")
-    names = ("stall", "restart", "interval", "spares", "simulate", "seed")
-    return Settings(**{name: options[name] for name in names})
-
-
-def power_of(options: dict[str, Any], hardware: "Hardware") -> "Power":
-    """What a device and its share of the host take."""
-    from cupola.plan.cost import RATED_FRACTION, Power
-    from cupola.plan.figure import Figure, check
-
-    check("--pue", options["pue"], 1, 3)
-    fraction = options["power_fraction"]
-    if fraction is not None:
-        check("--power-fraction", fraction, most=1.5)
-    share: Figure | float = RATED_FRACTION if fraction is None else fraction
-    return Power(hardware.watts, hardware.host_share * hardware.watts, share, pue=options["pue"])
-
-
-def grid_of(text: str) -> float:
-    """kg of CO2 equivalent per kWh, of a grid's name or a number.
-
-    Raises:
-        InputError: neither.
-    """
-    from cupola.plan.cost import GRIDS
-    from cupola.plan.figure import check
-
-    if text.lower() in GRIDS:
-        return GRIDS[text.lower()][0]
-    try:
-        value = float(text)
-    except ValueError:
-        raise InputError(
-            f"--grid {text}: kg of CO2 per kWh are expected, such as 0.385, or one of {', '.join(GRIDS)}"
-        ) from None
-    check("--grid, in kg per kWh", value, most=2)
-    return value
-
-
-def price_of(options: dict[str, Any], hardware: "Hardware", power: "Power") -> "Rent | Purchase":
-    """Rented, or bought with `--buy`; prices that nobody stated have an interval."""
-    from cupola.plan.cost import Purchase, Rent
-    from cupola.plan.figure import Figure, check
-
-    def assumed(value: float) -> Figure:
-        return Figure(value, DOUBT[0] * value, DOUBT[1] * value)
-
-    bought = {name: options[name] for name in ("capital", "electricity", "lifetime")}
-    for name, value in [*bought.items(), ("rent", options["rent"])]:
-        if value is not None:
-            check(f"--{name}", value, above=name == "lifetime")
-    if not options["buy"]:
-        if stated := [name for name, value in bought.items() if value is not None]:
-            raise InputError(f"--{stated[0]}: is of devices that are bought; state --buy too")
-        return Rent(assumed(hardware.rent) if options["rent"] is None else options["rent"])
-    if options["rent"] is not None:
-        raise InputError("--buy and --rent: devices are either bought or rented; leave out one of them")
-    return Purchase(
-        assumed(HOST_PRICE * hardware.price) if bought["capital"] is None else bought["capital"],
-        power,
-        ELECTRICITY if bought["electricity"] is None else bought["electricity"],
-        LIFETIME if bought["lifetime"] is None else bought["lifetime"],
-    )
