@@ -57,6 +57,7 @@ RUNS: dict[str, list[str]] = {
 }
 """Name -> recipe, options and settings: the families, a growing batch and row, long rows, all objectives."""
 FIGURES = {"memory_bytes": size, "step_seconds": seconds_of, "total_seconds": duration}
+AT_PACE = ("step_seconds_at_pace", "total_seconds_at_pace")
 
 
 def run(name: str, folder: Path) -> dict[str, Any]:
@@ -74,8 +75,8 @@ def run(name: str, folder: Path) -> dict[str, Any]:
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Of each figure over all stages: median and largest error, in per cent, and how many are within 10."""
     made = {}
-    for figure in FIGURES:
-        pairs = [stage[figure] for plan in found.values() for stage in plan.get("stages", {}).values()]
+    for figure in (*FIGURES, *AT_PACE):
+        pairs = [stage.get(figure) for plan in found.values() for stage in plan.get("stages", {}).values()]
         errors = [abs(pair["error_percent"]) for pair in pairs if pair and pair["error_percent"] is not None]
         if errors:
             made[figure] = {

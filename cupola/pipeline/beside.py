@@ -7,6 +7,7 @@ read, answers that are made, checkpoints that are saved.
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from cupola.pipeline.prepare import Prepared, heldout_texts
 from cupola.pipeline.rehearsing import Rehearsal, random_rows
 from cupola.recipe.schema import Stage
 from cupola.train.answering import Answerer
+from cupola.train.pace import Pace
 
 READ_TOKENS = 12_288
 """Of held-out text, by which reading is timed; in windows that overlap by half about twice as many inputs."""
@@ -38,16 +40,17 @@ TWICE_UNDER = 5.0
 """Seconds under which a measurement is made a second time, warm, and that one counts."""
 
 
-def _warm(work: Callable[[], object]) -> float:
+def _warm(work: Callable[[], object], pace: Pace) -> float:
     """Seconds of some work."""
-    seconds = 0.0
+    seconds, before = 0.0, pace.probe()
     for _ in range(2):
         begun = time.perf_counter()
         work()
         seconds = time.perf_counter() - begun
+        around = before, (before := pace.probe())
         if seconds > TWICE_UNDER:
             break
-    return seconds
+    return pace.levelled(seconds, *around)
 
 
 def inputs_of(targets: np.ndarray, length: int) -> int:
@@ -72,7 +75,7 @@ class Reading:
     """
 
     def __init__(self, rehearsal: Rehearsal) -> None:
-        self.subject, self.module = rehearsal.subject, rehearsal.module
+        self.subject, self.module, self.pace = rehearsal.subject, rehearsal.module, rehearsal.pace
         self.length = self.subject.stage.longest_row()
         self.rate = self._of_text() or self._of_rows()
 
@@ -97,7 +100,7 @@ class Reading:
             return 0.0
         precision, tokenizer = self.subject.decisions.precision, prepared.tokenizer
         seconds = _warm(
-            lambda: bits_per_byte(self.module, tokenizer, texts, self.length, precision=precision)
+            lambda: bits_per_byte(self.module, tokenizer, texts, self.length, precision=precision), self.pace
         )
         return seconds / inputs_of(np.array(sizes), self.length)
 
@@ -113,7 +116,7 @@ class Reading:
                 counted = there.targets >= 0
                 token_losses(hidden[counted], self.module.head_weight, there.targets[counted]).sum().item()
 
-        return _warm(read) / rows.tokens.numel()
+        return _warm(read, self.pace) / rows.tokens.numel()
 
     def tokens(self, at_end: bool) -> float:
         """Read by one evaluation."""
@@ -167,7 +170,7 @@ class Answering:
                 generate(rehearsal.module, prompts, tokens)
             synchronize(device)
 
-        few, more = _warm(lambda: make(FEW)), _warm(lambda: make(MORE))
+        few, more = (_warm(partial(make, tokens), rehearsal.pace) for tokens in (FEW, MORE))
         self.each = max(0.0, more - few) / (MORE - FEW)
         self.first = few
 
@@ -202,12 +205,14 @@ def checkpoint_seconds(rehearsal: Rehearsal, scratch: Path) -> tuple[float, floa
         "tokenizer": "",
     }
     try:
-        begun = time.perf_counter()
+        before, begun = rehearsal.pace.probe(), time.perf_counter()
         state = optim.optimizer_state(rehearsal.optimizer, rehearsal.module)
         path = checkpoint.save(scratch, rehearsal.module.state_dict(), state, facts)
         saved = time.perf_counter()
         checkpoint.load(path)
-        return saved - begun, time.perf_counter() - saved
+        spent = saved - begun, time.perf_counter() - saved
+        around = before, rehearsal.pace.probe()
+        return rehearsal.pace.levelled(spent[0], *around), rehearsal.pace.levelled(spent[1], *around)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -39,6 +39,7 @@ from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Recipe, Stage
 from cupola.storage import digest
 from cupola.train.memory import held_now
+from cupola.train.pace import Pace
 from cupola.train.questions import Questions
 
 TOLERANCE = 0.03
@@ -105,12 +106,13 @@ def preflight(
             names the stage and what to look at.
     """
     checks, fingerprints, notes, warnings = [], [], [], []
+    pace = Pace(torch.device(decisions.device))
     with display.task("checking the recipe", total=len(recipe.stages) + 1, unit="stages") as task:
         for name, stage in recipe.stages.items():
             task.note(name)
             subject, sources = _subject(recipe, name, stage, prepared, decisions)
             order = subject.order
-            checks.append(_check_stage(subject, sources, scratch))
+            checks.append(_check_stage(subject, sources, scratch, pace))
             if not stage.samples:  # questions are meant to be asked again
                 notes += stage_notes(recipe, name, subject.clock, order)
                 warnings += order.warnings() if order else []
@@ -120,13 +122,14 @@ def preflight(
         task.note("one batch by heart")
         _overfit(recipe, decisions, checks[0])
         task.advance()
-    checks = [_on_top(check, held_now(torch.device(decisions.device))) for check in checks]
+    held = held_now(torch.device(decisions.device))
+    checks = [_settled(check, held, pace) for check in checks]
     return Check(checks, digest(fingerprints) if prepared else None, notes, warnings)
 
 
-def _check_stage(subject: Subject, sources: Sources, scratch: Path | None) -> StageCheck:
+def _check_stage(subject: Subject, sources: Sources, scratch: Path | None, pace: Pace) -> StageCheck:
     name, stage, others = subject.name, subject.stage, Elsewhere()
-    rehearsal = Rehearsal(subject)
+    rehearsal = Rehearsal(subject, pace)
     reading, own = None, None
     if stage.samples:
         own = _train_on_answers(rehearsal, sources)
@@ -150,11 +153,14 @@ def _check_stage(subject: Subject, sources: Sources, scratch: Path | None) -> St
     return StageCheck(name, rehearsal.first_loss, expected, peak, plan.total, plan.as_json(), epochs)
 
 
-def _on_top(check: StageCheck, held: int) -> StageCheck:
-    """A check whose memory is what the stage drew, as what it will draw: what the process holds when the dry
-    run is over comes below."""
+def _settled(check: StageCheck, held: int, pace: Pace) -> StageCheck:
+    """A check as it stands when the dry run is over: its memory on top of what the process then holds, its
+    seconds at the pace that the machine had over the whole dry run."""
+    plan = StagePlan.from_json(check.plan)
+    assert plan is not None
     peak = check.peak_bytes + held
-    return replace(check, peak_bytes=peak, plan={**check.plan, "memory_bytes": peak})
+    plan = replace(plan.slower(pace.mean / pace.unit), memory_bytes=peak, pace=pace.mean)
+    return replace(check, peak_bytes=peak, seconds=plan.total, plan=plan.as_json())
 
 
 def _train_on_answers(rehearsal: Rehearsal, sources: Sources) -> OwnAnswers:

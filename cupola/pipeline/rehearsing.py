@@ -3,8 +3,8 @@ over the whole stage.
 
 What is timed is what runs: `forward_backward` and `step.update` on the stage's own batches (cut to two
 microbatches, since the others are like the second), cold once and warm several times, of which the median
-counts. A size that is not tried, because a stage has too many, gets the rate of FLOPs of the one most like
-it. The learning rate is 0, so that the first loss stays what it is.
+counts, all at one pace (`train.pace`). A size that is not tried, because a stage has too many, gets the rate
+of FLOPs of the one most like it. The learning rate is 0, so that the first loss stays what it is.
 """
 
 import statistics
@@ -32,6 +32,7 @@ from cupola.recipe.clock import Clock
 from cupola.recipe.schema import Recipe, Stage
 from cupola.train.look import Look
 from cupola.train.memory import held_now
+from cupola.train.pace import Pace
 from cupola.train.step import StepResult, update
 
 Shape = tuple[int, int]
@@ -78,6 +79,7 @@ class Rehearsal:
     """One stage's model, and what its steps were found to take.
 
     Attributes:
+        pace: of the machine; all seconds are levelled to its first probe.
         opening: seconds that the model took to build.
         base: bytes that the process held before.
         first_loss: of the first microbatch under the fresh weights.
@@ -86,6 +88,7 @@ class Rehearsal:
     """
 
     subject: Subject
+    pace: Pace
     opening: float = 0.0
     base: int = 0
     first_loss: float = 0.0
@@ -122,12 +125,13 @@ class Rehearsal:
 
     def _time(self, microbatch: Microbatch, at_once: int) -> tuple[float, Timed]:
         losses, passes, updates = [], [], []
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), self.pace.probe()
         while True:
             result, passed, updated = self._step(microbatch, at_once)
+            around = before, (before := self.pace.probe())
             losses.append(result.loss)
-            passes.append(passed / at_once)
-            updates.append(updated)
+            passes.append(self.pace.levelled(passed, *around) / at_once)
+            updates.append(self.pace.levelled(updated, *around))
             if passed > WARM_AFTER:
                 break
             if len(passes) == 1:

@@ -41,6 +41,7 @@ from cupola.train.health import Watch, interval
 from cupola.train.loop import Progress, StageResult, StageSetup, train_stage
 from cupola.train.memory import held_now
 from cupola.train.metrics import cut_back
+from cupola.train.pace import Pace
 from cupola.train.questions import Questions
 
 Sources = Mapping[str, TokenStore | Questions]
@@ -100,6 +101,7 @@ class StageRun:
         self.begun, self.others = time.monotonic(), Elsewhere()
         device = torch.device(decisions.device)
         held_now(device)  # so that a stage's peak is its own, as the dry run measures it
+        self.pace = Pace(device)
         self.model = recipe.model_of(planned.name)
         self.module = build(self.model, prepared.vocabulary, recipe.seed, device, scores=self.stage.scores)
         material = material_of(self.stage)
@@ -257,6 +259,7 @@ class StageRun:
             health=self._watch(),
             may_be_left=partial(self.material.may_be_left, self.order),
             unit=self.material.unit,
+            pace=self.pace,
         )
 
     def _watch(self) -> Watch | None:
@@ -318,10 +321,12 @@ class StageRun:
         self.folder.ledger.append("stage_done", stage=self.planned.name, **facts, spent=self._spent())
 
     def _spent(self) -> dict[str, float]:
-        """Of the clock since this start of the stage, of others' cores meanwhile, and of memory at its peak,
-        what came after the last step included."""
+        """Of the clock since this start of the stage, of others' cores and the machine's pace meanwhile, and
+        of memory at its peak, what came after the last step included."""
+        self.pace.probe()
         return {
             "wall_seconds": round(time.monotonic() - self.begun, 3),
             "elsewhere": round(self.others.cores(), 3),
+            "pace": round(self.pace.mean, 6),
             "memory_bytes": peak_memory(self.engine.device),
         }

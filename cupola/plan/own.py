@@ -10,7 +10,7 @@ the steps that were taken, and memory; the total needs a stage that was done in 
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cupola.display import duration, size
@@ -44,6 +44,7 @@ class StagePlan:
         parts: seconds of the whole stage by what they go to, beside training.
         elsewhere: cores that other programs used while this was measured.
         notes: what was assumed.
+        pace: seconds of the machine's probe at which this holds (`train.pace`); 0 where it isn't known.
     """
 
     memory_bytes: int
@@ -52,6 +53,16 @@ class StagePlan:
     parts: Mapping[str, float] = field(default_factory=dict)
     elsewhere: float = 0.0
     notes: tuple[str, ...] = ()
+    pace: float = 0.0
+
+    def slower(self, factor: float) -> "StagePlan":
+        """The same on a machine that takes so many times as long."""
+        return replace(
+            self,
+            phases=tuple(replace(phase, seconds=factor * phase.seconds) for phase in self.phases),
+            warmup=factor * self.warmup,
+            parts={name: factor * seconds for name, seconds in self.parts.items()},
+        )
 
     @property
     def steps(self) -> int:
@@ -97,6 +108,7 @@ class StagePlan:
                 {str(name): float(seconds) for name, seconds in value["parts"].items()},
                 float(value["elsewhere"]),
                 tuple(map(str, value["notes"])),
+                float(value.get("pace", 0.0)),
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
@@ -124,6 +136,7 @@ class Happened:
         memory_bytes: at its peak; None if it is not known.
         total: seconds of the stage; None where it was not done in one go.
         elsewhere: cores that other programs used meanwhile; None if it is not known.
+        pace: seconds of the machine's probe meanwhile, on average; None if it is not known.
         why: why there is no total.
     """
 
@@ -133,6 +146,7 @@ class Happened:
     total: float | None = None
     elsewhere: float | None = None
     why: str = ""
+    pace: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,7 @@ class Comparison:
 
     Attributes:
         step: mean seconds of the steps that were taken.
+        pace: seconds of the machine's probe, when the plan was made and while the stage ran.
         notes: why something can't be compared, and who else was at work.
     """
 
@@ -166,10 +181,25 @@ class Comparison:
     step: Pair | None
     total: Pair | None
     notes: tuple[str, ...] = ()
+    pace: Pair | None = None
+
+    def at_pace(self, pair: Pair | None) -> Pair | None:
+        """Seconds as planned, at the pace that the machine then had; None where that isn't known."""
+        if pair is None or self.pace is None:
+            return None
+        return Pair(pair.planned * self.pace.happened / self.pace.planned, pair.happened)
 
     def as_json(self) -> dict[str, Any]:
-        """Keys `memory_bytes`, `step_seconds`, `total_seconds`, and `notes`."""
-        pairs = {"memory_bytes": self.memory, "step_seconds": self.step, "total_seconds": self.total}
+        """Keys `memory_bytes`, `step_seconds`, `total_seconds`, `pace_seconds`, and `notes`; `_at_pace` are
+        the plan's seconds at the pace that the machine had while the stage ran."""
+        pairs = {
+            "memory_bytes": self.memory,
+            "step_seconds": self.step,
+            "total_seconds": self.total,
+            "pace_seconds": self.pace,
+            "step_seconds_at_pace": self.at_pace(self.step),
+            "total_seconds_at_pace": self.at_pace(self.total),
+        }
         found = {name: None if pair is None else pair.as_json() for name, pair in pairs.items()}
         return {**found, "notes": list(self.notes)}
 
@@ -197,15 +227,30 @@ def compare(plan: StagePlan, happened: Happened, cores: int) -> Comparison:
     if expected is not None:
         step = Pair(expected / count, happened.training / count)
     total = None if happened.total is None else Pair(plan.total, happened.total)
+    pace = Pair(plan.pace, happened.pace) if plan.pace and happened.pace else None
     notes = [happened.why] if happened.why else []
     if happened.taken and expected is None:
         notes.append("its steps are not those of the plan")
     for used, when in ((plan.elsewhere, "the plan was measured"), (happened.elsewhere or 0.0, "it ran")):
         if used > CROWDED:
             notes.append(f"other programs used {used:.1f} of {cores} cores while {when}")
-    return Comparison(memory, step, total, tuple(notes))
+    found = Comparison(memory, step, total, pace=pace)
+    return replace(found, notes=(*notes, *_of_pace(found)))
 
 
+def _of_pace(found: Comparison) -> list[str]:
+    """What the machine's own speed had to do with it, where it was another one."""
+    told = found.at_pace(found.total or found.step)
+    if told is None or found.pace is None or abs(found.pace.error) < STEADY:
+        return []
+    change = 1 - found.pace.planned / found.pace.happened
+    words = f"{abs(change):.0%} {'slower' if change > 0 else 'faster'}"
+    what = "in all" if found.total else "a step"
+    return [f"the machine was {words} than when it was planned; {what} {told.error:+.1f}% at its pace"]
+
+
+STEADY = 3.0
+"""Per cent by which the machine's pace may differ before it is said."""
 CROWDED = 0.25
 """Cores that others may use before it is said; cores that a run leaves free share its memory too."""
 

@@ -32,6 +32,7 @@ from cupola.recipe.schema import Optimizer, Stage
 from cupola.train.health import Watch
 from cupola.train.memory import give_back_freed_memory, keep_freed_memory
 from cupola.train.metrics import MetricsWriter, final_loss
+from cupola.train.pace import Pace
 from cupola.train.step import StepResult, train_step
 from cupola.train.stopping import StopRequest
 
@@ -76,6 +77,7 @@ class StageSetup:
         stop_at: pause, evaluated and saved, after the step that reaches this position; None: at the end.
         may_be_left: whether training can go on from a position; where not, saving and stopping wait.
         unit: what the clock counts.
+        pace: of the machine, probed now and then between steps; or None.
     """
 
     name: str
@@ -97,6 +99,7 @@ class StageSetup:
     stop_at: int | None = None
     may_be_left: Callable[[int], bool] = lambda position: True
     unit: str = "tokens"
+    pace: Pace | None = None
 
     def pauses_at(self, position: int) -> bool:
         """Whether training stops here although the stage goes on."""
@@ -196,8 +199,11 @@ def _run(
 def _between(
     setup: StageSetup, progress: Progress, writer: MetricsWriter, stop: StopRequest, since: int
 ) -> bool:
-    """Evaluate and save, if that is due since a position; whether training is to be left here."""
+    """Evaluate, save, probe the machine's pace, if that is due since a position; whether training is to be
+    left here."""
     position, clock = progress.position, setup.clock
+    if setup.pace is not None:
+        setup.pace.due()
     at_end, pausing = position >= clock.end, setup.pauses_at(position)
     evaluating = not at_end and (pausing or clock.due(setup.evaluate_every, since, position))
     saving = at_end or pausing or stop.asked or clock.due(setup.save_every, since, position)
