@@ -7,7 +7,7 @@ of standard output is one JSON object.
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -123,6 +123,48 @@ def as_typed(context: click.Context) -> str:
             for one in value if parameter.multiple else (value,):
                 named += [parameter.opts[0], str(one)]
     return shlex.join([*context.command_path.split(), *words, *named])
+
+
+def refuse_stated(names: Iterable[str], reason: str) -> None:
+    """What is stated and would do nothing is not passed over in silence.
+
+    Args:
+        names: of options, as functions take them.
+
+    Raises:
+        InputError: one of them is stated; the reason follows its name.
+    """
+    context, refused = click.get_current_context(), set(names)
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        stated = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if name in refused and stated:
+            raise InputError(f"{parameter.opts[0]}: {reason}")
+
+
+def check_output(path: Path, option: str, begins: bytes) -> None:
+    """That a file can be written there, and that what it replaces is of its own kind; said before any work.
+
+    Args:
+        begins: what files of that kind begin with, in lower case.
+
+    Raises:
+        InputError: it is a folder or something else, or its folder isn't there.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"{option} {path}: is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{option} {path}: is no file that could be written to; name another")
+        if not path.parent.is_dir():
+            raise InputError(f"{option} {path}: there is no folder {path.parent}")
+        if path.exists():
+            with path.open("rb") as file:
+                found = file.read(len(begins)).lower()
+            if found not in (begins, b""):
+                raise InputError(f"{option} {path}: is there, and is something else; name another file")
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be written ({error.strerror})") from error
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

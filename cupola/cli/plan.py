@@ -6,8 +6,18 @@ from typing import Any
 
 import click
 
-from cupola.cli.options import as_typed, emit, examples, in_sections, json_option, set_option
+from cupola.cli.options import (
+    as_typed,
+    check_output,
+    emit,
+    examples,
+    in_sections,
+    json_option,
+    refuse_stated,
+    set_option,
+)
 from cupola.cli.plan_fit import PlanCommand, fit_options, planned_by_fit
+from cupola.cli.plan_prices import MONEY, SAVING
 from cupola.cli.plan_search import run_search, search_options, wanted
 from cupola.errors import InputError
 
@@ -41,25 +51,8 @@ SECTIONS = {
         "margin",
     ),
     "Search": ("search", "top", "explain", "why", "deadline"),
-    "Saving and interruptions": (
-        "stall",
-        "restart",
-        "interval",
-        "spares",
-        "simulate",
-        "seed",
-        "show_what_if",
-    ),
-    "Energy and money": (
-        "pue",
-        "power_fraction",
-        "grid",
-        "rent",
-        "buy",
-        "capital",
-        "electricity",
-        "lifetime",
-    ),
+    "Saving and interruptions": SAVING,
+    "Energy and money": MONEY,
     "A law of one's own": ("fit", "check", "flops", "plot"),
 }
 
@@ -218,10 +211,11 @@ def command(
             raise InputError(f"--html {page_file}: a search has no page; plan one of its layouts with --html")
         return run_search(recipe, overrides, as_json, options)
     if page_file is not None:
-        from cupola.cli.plan_page import check_target
-
-        check_target(page_file)
+        check_output(page_file, "--html", b"<!doctype html")
+    refuse_stated(("top",), "is of a search; state --search too")
     planned = plan(recipe, overrides, options, curve=as_json or page_file is not None)
+    if planned.run is None:
+        refuse_stated((*SAVING, *MONEY), "is of a run whose length isn't known; state --tokens")
     if page_file is not None:
         from cupola import storage
         from cupola.cli.plan_page import page

@@ -1,6 +1,7 @@
 """`cupola plan --fit`: a scaling law of one's own runs, and what it says of a larger one."""
 
 import glob
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cupola.cli.options import Command, emit, load_recipe, show_table
+from cupola.cli.options import Command, check_output, emit, load_recipe, refuse_stated, show_table
 from cupola.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def planned_by_fit(recipe: str | None, overrides: tuple[str, ...], as_json: bool
     Raises:
         InputError: runs that can't stand in one law, or too few.
     """
+    from cupola.recipe.lookup import presets
+
     texts, held, flops, plot = (options.pop(name) for name in ("fit", "check", "flops", "plot"))
     if not texts:
         if alone := next((n for n, v in (("check", held), ("flops", flops), ("plot", plot)) if v), None):
@@ -124,6 +127,14 @@ def planned_by_fit(recipe: str | None, overrides: tuple[str, ...], as_json: bool
             )
         return False
     _refuse_others(recipe, overrides)
+    if recipe is not None and recipe in presets() and not Path(recipe).exists():
+        raise InputError(
+            f"{recipe}: is a shipped model; --fit takes a recipe, with text and tokens of its own"
+        )
+    if plot is not None:
+        check_output(plot, "--plot", b"<svg")
+    if wrong := next((one for one in flops if not math.isfinite(one)), None):
+        raise InputError(f"--flops {wrong}: a number is expected, such as 1e18")
     result = fit_runs(recipe, overrides, texts, held, list(flops), options.get("stage"))
     if plot is not None:
         draw(result, plot)
@@ -136,12 +147,8 @@ def planned_by_fit(recipe: str | None, overrides: tuple[str, ...], as_json: bool
 
 def _refuse_others(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """What a law has no use for is not passed over in silence."""
-    context = click.get_current_context()
-    given = click.core.ParameterSource.COMMANDLINE
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if name not in OWN and context.get_parameter_source(name) is given:
-            raise InputError(f"{parameter.opts[0]}: means nothing to --fit; leave it out")
+    others = {parameter.name or "" for parameter in click.get_current_context().command.params} - OWN
+    refuse_stated(others, "means nothing to --fit; leave it out")
     if overrides and recipe is None:
         raise InputError(f"--set {overrides[0]}: needs a RECIPE; the runs are as they are")
 

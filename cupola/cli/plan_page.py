@@ -1,7 +1,6 @@
 """The page of `cupola plan --html`: the tables that it prints, and pictures of what `--json` does."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cupola import json_lines
@@ -24,30 +23,12 @@ from cupola.cli.plan_tables import (
     verdict,
     what_if_rows,
 )
-from cupola.errors import InputError
 
 if TYPE_CHECKING:
     from cupola.cli.planning import Planned
 
 NARROW = 2
 """Stages whose tables stand beside the pictures; those of more need the page's width."""
-
-
-def check_target(path: Path) -> None:
-    """That a page can be written there; said before anything is planned.
-
-    Raises:
-        InputError: it is a folder or no file, or its folder isn't there.
-    """
-    try:
-        if path.is_dir():
-            raise InputError(f"--html {path}: is a folder; name a file in it, such as {path / 'plan.html'}")
-        if path.exists() and not path.is_file():
-            raise InputError(f"--html {path}: is no file that a page could be written to; name another")
-        if not path.parent.is_dir():
-            raise InputError(f"--html {path}: there is no folder {path.parent}")
-    except OSError as error:
-        raise InputError(f"--html {path}: cannot be written ({error.strerror})") from error
 
 
 def page(planned: "Planned", command: str) -> str:

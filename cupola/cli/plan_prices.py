@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from cupola.plan.cost import Power, Purchase, Rent
     from cupola.plan.hardware import Hardware
 
+SAVING = ("stall", "restart", "interval", "spares", "simulate", "seed", "show_what_if")
+MONEY = ("pue", "power_fraction", "grid", "rent", "buy", "capital", "electricity", "lifetime")
+"""The options, as functions take them."""
 HOST_PRICE = 1.4
 """Price of a device with its share of host, network and building over its own. An assumption."""
 DOUBT = (0.7, 1.4)

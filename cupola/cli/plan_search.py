@@ -10,6 +10,7 @@ from cupola.errors import InputError
 
 if TYPE_CHECKING:
     from cupola.plan.candidates import Question
+    from cupola.plan.figure import Figure
     from cupola.plan.frontier import Price
     from cupola.plan.layout import Layout
     from cupola.plan.request import Request
@@ -56,7 +57,8 @@ def wanted(options: dict[str, Any]) -> bool:
 def run_search(recipe: str, overrides: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
     """Search as the options say, and print what was found."""
 
-    from cupola.cli.options import amount, emit
+    from cupola.cli.options import amount, emit, refuse_stated
+    from cupola.cli.plan_prices import MONEY, SAVING
     from cupola.cli.plan_search_tables import facts, points_facts, show, show_points
     from cupola.cli.planning import execution_on
     from cupola.plan.candidates import Question
@@ -77,6 +79,8 @@ def run_search(recipe: str, overrides: tuple[str, ...], as_json: bool, options: 
     if len(questions) > 1 or within is not None:
         if options["tokens"] is None:
             raise InputError("--tokens: days and dollars are of how many? state it, such as --tokens 15T")
+        refuse_stated(("top", "explain", "why"), "is of one kind and number of devices, without --deadline")
+        refuse_stated(("show_what_if", "simulate", "seed", "corpus", "inference_tokens"), "is of one plan")
         tokens = amount(options["tokens"], "--tokens", "of tokens", "15T")
         assert tokens is not None
         points = survey(questions, price_on(request, tokens, options))
@@ -86,6 +90,10 @@ def run_search(recipe: str, overrides: tuple[str, ...], as_json: bool, options: 
         else:
             show_points(request, points, within, best)
         return
+    refuse_stated(
+        ("tokens", "corpus", "inference_tokens", *SAVING, *MONEY),
+        "a search looks at a step; plan one of its layouts, or name several devices in --on to compare runs",
+    )
     question = questions[0]
     asked = [parsed(text) for text in options["why"]]
     answer = search(question, options["top"])
@@ -117,7 +125,7 @@ def request_of(recipe: str, overrides: tuple[str, ...], options: dict[str, Any])
     loaded = load_recipe(recipe, overrides)
     names = list(loaded.stages)
     if options["stage"] is None and len(names) > 1:
-        raise InputError(f"--search: for which stage? state --stage, one of {', '.join(names)}")
+        raise InputError(f"{recipe}: has several stages; state --stage, one of {', '.join(names)}")
     return _batched(of_stage(loaded, options["stage"] or names[0], length, batch))
 
 
@@ -149,10 +157,10 @@ def price_on(request: "Request", tokens: int, options: dict[str, Any]) -> "Calla
         power = plan_prices.power_of(options, hardware)
         price = plan_prices.price_of(options, hardware, power)
 
-        def taken(layout: "Layout", devices: int, step: "StepTime") -> tuple[float, float]:
+        def taken(layout: "Layout", devices: int, step: "StepTime") -> "tuple[Figure, Figure]":
             asked = [Asked(request, layout, execution, course)]
             found = campaign.campaign(asked, hardware, settings, power, grid, price, of_recipe=False)
-            return found.days.value, found.bill.dollars.value
+            return found.days, found.bill.dollars
 
         return taken
 
@@ -184,7 +192,11 @@ def parsed(text: str) -> dict[str, Any]:
                 f"--why {text}: {word!r} is nothing of a layout; write it as 'dp64 tp8 pp4 cp2 ep8 shard1"
                 " interleavedx2 2rows full', or a part of it"
             )
+        if twice := next((name for name in settings if name in found), None):
+            raise InputError(f"--why {text}: names {twice} twice")
         found |= settings
+    if "schedule" in found and found.get("pipeline", 1) == 1:
+        raise InputError(f"--why {text}: a schedule is of a pipeline; name its ranks too, as in 'pp4 zb-h1'")
     if not found:
         raise InputError("--why: names no layout; write it as 'tp8 pp4 shard1'")
     if least := [name for name, value in found.items() if value == 0 and name != "shard"]:

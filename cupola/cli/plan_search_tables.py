@@ -8,6 +8,7 @@ import click
 
 from cupola.cli.options import show_table
 from cupola.cli.plan_search import named
+from cupola.cli.plan_tables import days_of, dollars_of, interval_of
 
 if TYPE_CHECKING:
     from cupola.plan.figure import Figure
@@ -70,9 +71,17 @@ def show(found: "Found", reasons: Reasons, explain: bool) -> None:
                 click.echo(f"  {count:>7,}  {title}")
         click.echo("  --explain says why each")
     if found.best:
-        _show_scale(found.best[0].layout, request)
-    for note in request.notes:
+        _show_options(found.best[0].layout)
+    for note in [*request.notes, *_untried(found)]:
         click.echo(f"note: {note}")
+
+
+def _untried(found: "Found") -> list[str]:
+    """What might be faster still."""
+    piped = bool(found.best) and found.best[0].layout.pipeline > 1
+    if not piped or "schedule" in found.question.given:
+        return []
+    return ["zb-h2 and zb-v, which few programs have, are tried where they are stated: --schedule zb-v"]
 
 
 def _row(one: "Candidate", best: "Candidate") -> list[str]:
@@ -92,16 +101,16 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
 
 
-def _show_scale(layout: "Layout", request: "Request") -> None:
-    click.echo("\nthe first as a recipe states it:\n\nscale:")
-    for name, value in scale_of(layout, request).items():
-        click.echo(f"  {name}: {value}")
-    beside = [f"--shard {layout.shard}"] if layout.shards > 1 else []
-    beside += [f"--schedule {layout.schedule}"] if layout.pipeline > 1 else []
-    beside += [f"--chunks {layout.chunks}"] if layout.chunks > 1 else []
-    beside += [f"--expert {layout.expert}"] if layout.expert > 1 else []
-    beside += [f"--checkpointing {layout.checkpointing}"] if layout.checkpointing != "none" else []
-    click.echo(f"\nand beside it: {' '.join(beside)}" if beside else "")
+def _show_options(layout: "Layout") -> None:
+    """The first as `cupola plan` takes it, for its whole plan."""
+    sizes = [f"--{name} {getattr(layout, name)}" for name in ("data", "tensor", "pipeline", "context")]
+    sizes += [f"--rows {layout.rows}"]
+    sizes += [f"--shard {layout.shard}"] if layout.shards > 1 else []
+    sizes += [f"--schedule {layout.schedule}"] if layout.pipeline > 1 else []
+    sizes += [f"--chunks {layout.chunks}"] if layout.chunks > 1 else []
+    sizes += [f"--expert {layout.expert}"] if layout.expert > 1 else []
+    sizes += [f"--checkpointing {layout.checkpointing}"] if layout.checkpointing != "none" else []
+    click.echo(f"\nthe first, for `cupola plan`: {' '.join(sizes)}")
 
 
 def facts(found: "Found", reasons: Reasons) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def facts(found: "Found", reasons: Reasons) -> dict[str, Any]:
         ],
         "why": [{"layout": layout, "words": words} for layout, words in reasons],
         "scale": scale_of(best, request) if best else None,
-        "notes": list(request.notes),
+        "notes": [*request.notes, *_untried(found)],
     }
 
 
@@ -156,7 +165,7 @@ def show_points(
     request: "Request", points: "Sequence[Point]", within: float | None, best: "Point | None"
 ) -> None:
     """Time against cost, and what is cheapest by a deadline."""
-    click.echo(f"{request.name}: the fastest layout on each, days of its steps, their rent\n")
+    click.echo(f"{request.name}: the fastest layout on each, days and dollars of the run (90% within)\n")
     rows = [_point_row(one, points) for one in points]
     show_table(["devices", "layout", "step", "MFU", "days", "dollars", ""], rows)
     if within is not None:
@@ -170,19 +179,27 @@ def show_points(
 
 def _verdict(points: "Sequence[Point]", within: float, best: "Point | None") -> str:
     if best is not None:
-        return f"cheapest within {within:g} days: {best.name}, {best.days:,.1f} days, ${best.dollars:,.0f}"
+        return f"cheapest within {within:g} days: {best.name}, {_days(best)}, {_dollars(best)}"
     able = [one for one in points if one.best is not None]
     if not able:
         return f"none is done within {within:g} days: nothing fits"
-    first = min(able, key=lambda one: one.days)
-    return f"none is done within {within:g} days; the fastest is {first.name}, {first.days:,.1f} days"
+    first = min(able, key=lambda one: one.days.value)
+    return f"none is done within {within:g} days; the fastest is {first.name}, {_days(first)}"
+
+
+def _days(one: "Point") -> str:
+    return f"{days_of(one.days.value)} ({interval_of(one.days, days_of)})"
+
+
+def _dollars(one: "Point") -> str:
+    return f"{dollars_of(one.dollars.value)} ({interval_of(one.dollars, dollars_of)})"
 
 
 def _point_row(one: "Point", points: "Sequence[Point]") -> list[str]:
     if one.best is None:
         return [one.name, "none fits", "", "", "", "", ""]
     step = one.best.step
-    numbers = [f"{one.days:,.1f}", f"{one.dollars:,.0f}"]
+    numbers = [_days(one), _dollars(one)]
     return [
         one.name,
         named(one.best.layout),
@@ -200,7 +217,8 @@ def _beaten(one: "Point", points: "Sequence[Point]") -> str:
     ahead = front(points)
     if one in ahead:
         return "on the front"
-    other = next(each for each in ahead if each.days <= one.days and each.dollars <= one.dollars)
+    days, dollars = one.days.value, one.dollars.value
+    other = next(each for each in ahead if each.days.value <= days and each.dollars.value <= dollars)
     return f"beaten by {other.name}"
 
 
@@ -214,8 +232,8 @@ def points_facts(points: "Sequence[Point]", within: float | None, best: "Point |
             {
                 "devices": one.name,
                 "best": _candidate(one.best) if one.best else None,
-                "days": one.days if one.best else None,
-                "dollars": one.dollars if one.best else None,
+                "days": _figure(one.days) if one.best else None,
+                "dollars": _figure(one.dollars) if one.best else None,
                 "on_the_front": one in ahead,
                 "why": one.why or None,
             }

@@ -28,6 +28,8 @@ CALLED = {
     "exact_full": "exact_full: without the mask",
 }
 """Conventions in a few words; `plan.flops.CONVENTIONS` defines them."""
+PARTS = {"attention": "attention, scans"}
+"""Parts of a step that are called otherwise for people."""
 
 
 def show(planned: "Planned", show_what_if: bool) -> None:
@@ -138,7 +140,8 @@ def time_rows(planned: "Planned") -> list[list[str]]:
     for part in dict.fromkeys(part for one in steps if one for part in one.parts):
         values = [one.parts.get(part, 0.0) if one else 0.0 for one in steps]
         if any(values):
-            rows.append([f"  {part}", *(duration_of(value) if value else "" for value in values)])
+            called = PARTS.get(part, part)
+            rows.append([f"  {called}", *(duration_of(value) if value else "" for value in values)])
     rows += line("a step", [duration_of(one.seconds.value) if one else "" for one in steps])
     rows += line("90% interval", [interval_of(one.seconds, duration_of) if one else "" for one in steps])
     rows += line("share of peak (MFU)", [f"{one.mfu:.1%}" if one else "" for one in steps])

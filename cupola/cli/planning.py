@@ -137,8 +137,13 @@ def is_shipped(recipe: str, overrides: tuple[str, ...], stage: str | None) -> bo
             raise InputError(f"{recipe}: is a shipped model; --set and --stage need a recipe")
         return True
     named = "/" not in recipe and not Path(recipe).exists() and recipe not in shipped_recipes()
-    if named and (close := did_you_mean(recipe, presets())) and not did_you_mean(recipe, shipped_recipes()):
-        raise InputError(f"{recipe}: no recipe or shipped model of that name; did you mean {close}?")
+    here = Path("recipes", f"{recipe}.yaml").exists()
+    named = named and not recipe.endswith((".yaml", ".yml"))
+    if named and not here and not did_you_mean(recipe, shipped_recipes()):
+        close = did_you_mean(recipe, presets())
+        there = f"recipes are {', '.join(shipped_recipes())}; models {', '.join(presets())}"
+        hint = f"did you mean {close}?" if close else there
+        raise InputError(f"{recipe}: no recipe or shipped model of that name; {hint}")
     return False
 
 
@@ -242,8 +247,11 @@ def _spread(
     layout = layout_of(
         request.scale, {name: value for name, value in given.items() if value is not None}, devices
     )
+    if options["schedule"] not in (None, "1f1b") and layout.pipeline == 1:
+        raise InputError(f"--schedule {options['schedule']}: is of a pipeline; state --pipeline too")
     if found := request.faults(layout, devices):
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        others = len(found) - 1
+        more = f"; and {others} more fault{'s' if others > 1 else ''}" if others else ""
         row = f"; a row is {request.sequence_length:,} tokens" if found[0].startswith("a batch") else ""
         raise InputError(f"{request.name}: {found[0]}{row}{more}")
     return layout, execution_on(request, hardware, options)
@@ -258,6 +266,8 @@ def execution_on(request: "Request", hardware: "Hardware", options: dict[str, An
     if precision == "auto":
         known = [name for name in ("bf16", "fp16") if name in hardware.peak and not on_cpu]
         precision = known[0] if known else "fp32"
+    if options["precision"] and not on_cpu and precision not in hardware.peak:
+        raise InputError(f"--precision {precision}: {hardware.name} has {', '.join(hardware.peak)}")
     execution = Execution(precision=precision, loss=options["loss"])
     return replace(execution, overhead=ON_CPU) if on_cpu else execution
 

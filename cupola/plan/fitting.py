@@ -130,8 +130,8 @@ def _check(points: Sequence[Point]) -> None:
             )
     if len(points) < FEWEST:
         raise InputError(
-            f"a scaling law has 5 numbers to fit: {len(points)} runs are too few, give {FEWEST} or more"
-            + _advice(points, FEWEST - len(points))
+            f"a scaling law has 5 numbers to fit: {len(points)} run{' is' if len(points) == 1 else 's are'}"
+            f" too few, give {FEWEST} or more{_advice(points, FEWEST - len(points))}"
         )
     sizes = {p.parameters for p in points}
     lengths = {p.tokens for p in points}
@@ -183,9 +183,12 @@ def most_telling(points: Sequence[Point], number: int, law: Law = CORRECTED) -> 
 
     known, tried, chosen = slopes([(p.parameters, p.tokens) for p in points]), slopes(runs), []
     information = known.T @ known + 1e-6 * np.eye(5)
+    taken: list[int] = []
     for _ in range(number):
         doubt = np.einsum("ri,ij,rj->r", tried, np.linalg.inv(information), tried)
+        doubt[taken] = -1.0
         best = int(np.argmax(doubt))
+        taken.append(best)
         chosen.append(Choice(*runs[best]))
         information += np.outer(tried[best], tried[best])
     return chosen

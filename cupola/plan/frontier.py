@@ -7,10 +7,11 @@ knows the run (`Price`).
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cupola.errors import InputError
 from cupola.plan.candidates import Question, Rejected
+from cupola.plan.figure import Figure
 from cupola.plan.hardware import Hardware, parse
 from cupola.plan.layout import Layout
 from cupola.plan.search import Candidate, search, summary
@@ -19,7 +20,7 @@ from cupola.plan.steptime import StepTime
 MOST_POINTS = 64
 UNITS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 
-Price = Callable[[Layout, int, StepTime], tuple[float, float]]
+Price = Callable[[Layout, int, StepTime], tuple[Figure | float, Figure | float]]
 """Days and dollars of a run on a layout, with so many devices, whose steps take so long."""
 
 
@@ -34,8 +35,8 @@ class Point:
 
     question: Question
     best: Candidate | None
-    days: float = 0.0
-    dollars: float = 0.0
+    days: Figure = field(default=Figure.of(0.0))
+    dollars: Figure = field(default=Figure.of(0.0))
     why: str = ""
 
     @property
@@ -51,7 +52,7 @@ def point(question: Question, price: Price) -> Point:
         return Point(question, None, why=nearest(found.rejected))
     best = found.best[0]
     days, dollars = price(best.layout, question.devices, best.step)
-    return Point(question, best, days, dollars)
+    return Point(question, best, Figure.of(days), Figure.of(dollars))
 
 
 def nearest(rejected: Sequence[Rejected]) -> str:
@@ -68,16 +69,16 @@ def front(points: Iterable[Point]) -> list[Point]:
     equal ones the first."""
     found: list[Point] = []
     able = [one for one in points if one.best is not None]
-    for one in sorted(able, key=lambda each: (each.days, each.dollars)):
-        if not found or one.dollars < found[-1].dollars:
+    for one in sorted(able, key=lambda each: (each.days.value, each.dollars.value)):
+        if not found or one.dollars.value < found[-1].dollars.value:
             found.append(one)
     return found
 
 
 def cheapest(points: Iterable[Point], days: float) -> Point | None:
     """The point of least dollars that takes at most so many days; the faster of equal ones."""
-    able = [one for one in points if one.best is not None and one.days <= days]
-    return min(able, key=lambda one: (one.dollars, one.days), default=None)
+    able = [one for one in points if one.best is not None and one.days.value <= days]
+    return min(able, key=lambda one: (one.dollars.value, one.days.value), default=None)
 
 
 def survey(questions: Iterable[Question], price_on: Callable[[Question], Price]) -> list[Point]:
@@ -94,7 +95,15 @@ def places(text: str, known: Mapping[str, Hardware] | None = None) -> list[tuple
     found: list[tuple[Hardware, int]] = []
     for part in text.split(","):
         name, _, numbers = part.strip().partition(":")
+        if not name:
+            raise InputError(
+                f"--on {text}: names no device {'beside a comma' if ',' in text else ''}".rstrip()
+            )
         low, dash, high = numbers.partition("-")
+        if dash and not (low and high):
+            raise InputError(
+                f"--on {part.strip()}: a whole number from 1 is expected, or a range such as {name}:64-512"
+            )
         if not dash:
             found.append(parse(part.strip(), known))
             continue

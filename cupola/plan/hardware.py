@@ -151,7 +151,7 @@ def catalogue(path: Path | None = None) -> dict[str, Hardware]:
     if path is None:
         return dict(_shipped())
     found = dict(_shipped())
-    for name, node in read_document(path).value.items():
+    for name, node in read_document(path, "a file of devices", "h100: {rent: 2}").value.items():
         where = f"{node.where}: {name}"
         if not isinstance(node.value, dict):
             raise InputError(f"{where}: a mapping is expected, such as {{base: h100, rent: 2.10}}")

@@ -82,8 +82,11 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST_QUOTED else f"{text[: LONGEST_QUOTED - 3]}..."
 
 
-def read_document(path: Path) -> Node:
+def read_document(path: Path, what: str = "a recipe", like: str = "name: ...") -> Node:
     """Read a YAML file that holds one mapping.
+
+    Args:
+        what, like: what it is and how it begins, for messages.
 
     Raises:
         InputError: with file and line: missing, a folder, not text, not YAML, empty, not a mapping.
@@ -92,14 +95,14 @@ def read_document(path: Path) -> Node:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}: is not UTF-8 text (byte {error.start}); a recipe is YAML") from None
+        raise InputError(f"{name}: is not UTF-8 text (byte {error.start}); {what} is YAML") from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from None
     node = _parse(text, name, path.resolve().parent)
     if node.value is None:
-        raise InputError(f"{name}: is empty; a recipe is a YAML mapping")
+        raise InputError(f"{name}: is empty; {what} is a YAML mapping")
     if not isinstance(node.value, dict):
-        raise InputError(f"{node.where}: a recipe is a YAML mapping (`name: ...`), not {_kind(node.value)}")
+        raise InputError(f"{node.where}: {what} is a YAML mapping (`{like}`), not {_kind(node.value)}")
     return node
 
 

@@ -208,6 +208,7 @@ def _between(
     evaluating = not at_end and (pausing or clock.due(setup.evaluate_every, since, position))
     saving = at_end or pausing or stop.asked or clock.due(setup.save_every, since, position)
     if evaluating:
+        give_back_freed_memory()
         _evaluate(setup, progress, writer, at_end=False)
     if saving:
         writer.sync()

@@ -152,7 +152,7 @@ def test_any_name_is_only_text(capsys, tmp_path):
     ("name", "words"),
     [
         (".", "is a folder; name a file in it"),
-        ("pipe", "is no file that a page could be written to"),
+        ("pipe", "is no file that could be written to"),
         (300 * "n", "cannot be written (File name too long)"),
         ("nowhere/plan.html", "there is no folder"),
         ("file/plan.html", "there is no folder"),
@@ -177,3 +177,14 @@ def test_where_it_cannot_be_written_is_one_line(capsys, tmp_path, monkeypatch, n
     assert words in captured.err
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--html", "--plot"])
+def test_what_is_no_page_is_not_replaced(tmp_path, capsys, option):
+    """Not a recipe, whose name stands where the page's was meant to."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\n")
+    subject = ["--fit", str(tmp_path)] if option == "--plot" else ["llama3-8b"]
+    assert main(["plan", *subject, option, str(path)]) == 2
+    assert f"{option} {path}: is there, and is something else" in capsys.readouterr().err
+    assert path.read_text() == "name: mine\n"

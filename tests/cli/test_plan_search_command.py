@@ -3,12 +3,10 @@
 import json
 
 import pytest
-import yaml
 
 from cupola.cli import main
 from cupola.cli.plan_search import named, parsed
 from cupola.plan.layout import Layout
-from cupola.recipe.schema import Scale
 
 SEARCH = ["llama3-8b", "--on", "h100:64", "--batch-tokens", "1048576", "--sequence-length", "8192"]
 
@@ -51,11 +49,37 @@ def test_what_the_best_needs_is_what_a_plan_of_it_needs(capsys):
     assert stage["memory"]["total"] == pytest.approx(first["memory"]["total"])
 
 
-def test_what_a_recipe_states_is_printed_as_it_states_it(capsys):
+def test_the_first_can_be_planned_by_the_options_that_are_printed(capsys):
     assert main(["plan", *SEARCH, "--search", "--top", "1"]) == 0
     text = capsys.readouterr().out
-    block = yaml.safe_load("scale:\n" + text.partition("scale:\n")[2].partition("\n\n")[0])["scale"]
-    assert Scale.model_validate(block).model_dump() == block
+    words = text.partition("the first, for `cupola plan`: ")[2].splitlines()[0].split()
+    first = answered(capsys, *SEARCH, "--search", "--top", "1")["best"][0]
+    (stage,) = answered(capsys, *SEARCH, *words)["stages"]
+    assert stage["step"]["seconds"] == pytest.approx(first["seconds"])
+    assert stage["memory"]["total"] == pytest.approx(first["memory"]["total"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*SEARCH, "--search", "--html", "x.html"], "--html x.html: a search has no page"),
+        ([*SEARCH, "--search", "--rent", "2"], "--rent: a search looks at a step"),
+        ([*SEARCH, "--top", "3"], "--top: is of a search; state --search too"),
+        ([*SEARCH, "--stall", "3"], "--stall: is of a run whose length isn't known; state --tokens"),
+        ([*SEARCH, "--schedule", "zb-v"], "--schedule zb-v: is of a pipeline; state --pipeline too"),
+        ([*SEARCH, "--why", "zb-h1"], "a schedule is of a pipeline"),
+        ([*SEARCH, "--why", "tp8 tp4"], "names tensor twice"),
+        (["llama3-8b", "--on", "a100:8", "--precision", "fp8"], "--precision fp8: a100 has fp32, tf32, bf16"),
+        (["nothere"], "nothere: no recipe or shipped model of that name; recipes are "),
+        (["llama3-8b", "--on", "h100:8,"], "--on h100:8,: names no device beside a comma"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(capsys, arguments, words):
+    assert main(["plan", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
 
 
 def test_every_reason_is_shown_when_asked_for(capsys):
@@ -76,7 +100,7 @@ def test_time_against_cost(capsys):
     devices = ["llama3-8b", "--on", "h100:64-256,a100:64", "--batch-tokens", "4194304", "--tokens", "1T"]
     found = answered(capsys, *devices, "--deadline", "90d")
     assert [one["devices"] for one in found["points"]] == ["h100:64", "h100:128", "h100:256", "a100:64"]
-    able = {one["devices"]: one["dollars"] for one in found["points"] if one["days"] <= 90}
+    able = {one["devices"]: one["dollars"]["value"] for one in found["points"] if one["days"]["value"] <= 90}
     assert able[found["cheapest"]] == pytest.approx(min(able.values()))
     assert main(["plan", *devices, "--deadline", "1h"]) == 0
     assert "none is done within 0.0416667 days; the fastest is h100:256" in capsys.readouterr().out

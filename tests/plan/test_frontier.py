@@ -7,6 +7,7 @@ import pytest
 from cupola.errors import InputError
 from cupola.plan.candidates import Question
 from cupola.plan.execution import Execution
+from cupola.plan.figure import Figure
 from cupola.plan.frontier import Point, cheapest, deadline, front, on, places, point, survey
 from cupola.plan.hardware import parse
 from cupola.plan.request import of_preset
@@ -30,11 +31,14 @@ def steps_alone(tokens):
 
 def points(seed, number=60):
     draw = random.Random(seed)
-    return [Point(QUESTION, BEST, draw.randint(1, 12), draw.randint(1, 12)) for _ in range(number)]
+    return [
+        Point(QUESTION, BEST, Figure.of(draw.randint(1, 12)), Figure.of(draw.randint(1, 12)))
+        for _ in range(number)
+    ]
 
 
 def beats(one, other):
-    pair, its = (one.days, one.dollars), (other.days, other.dollars)
+    pair, its = (one.days.value, one.dollars.value), (other.days.value, other.dollars.value)
     return pair != its and all(mine <= yours for mine, yours in zip(pair, its, strict=True))
 
 
@@ -42,16 +46,18 @@ def beats(one, other):
 def test_the_front_is_what_no_other_beats(seed):
     some = points(seed)
     found = front(some)
-    wanted = {(one.days, one.dollars) for one in some if not any(beats(other, one) for other in some)}
-    assert [(one.days, one.dollars) for one in found] == sorted(wanted)
+    wanted = {
+        (one.days.value, one.dollars.value) for one in some if not any(beats(other, one) for other in some)
+    }
+    assert [(one.days.value, one.dollars.value) for one in found] == sorted(wanted)
 
 
 @pytest.mark.parametrize("days", [0.5, 3, 7, 12])
 def test_the_cheapest_by_a_deadline(days):
     some = points(3)
-    able = sorted((one.dollars, one.days) for one in some if one.days <= days)
+    able = sorted((one.dollars.value, one.days.value) for one in some if one.days.value <= days)
     found = cheapest(some, days)
-    assert (None if found is None else (found.dollars, found.days)) == (able[0] if able else None)
+    assert (None if found is None else (found.dollars.value, found.days.value)) == (able[0] if able else None)
 
 
 def test_what_does_not_fit_is_no_point():
@@ -68,8 +74,8 @@ def test_days_and_dollars_are_those_of_the_steps():
     assert [one.name for one in found] == ["h100:8", "h100:16", "h100:32"]
     for one in found:
         seconds = 15e12 * one.best.per_token
-        assert one.days == pytest.approx(seconds / 86400)
-        assert one.dollars == pytest.approx(seconds / 3600 * one.question.devices * 2.95)
+        assert one.days.value == pytest.approx(seconds / 86400)
+        assert one.dollars.value == pytest.approx(seconds / 3600 * one.question.devices * 2.95)
 
 
 def test_devices_are_named_in_lists_and_ranges():
