@@ -53,7 +53,7 @@ def happened(stage: StageRecords, ledger: list[dict[str, Any]]) -> Happened:
         spent.get("wall_seconds") if done and starts == 1 else None,
         spent.get("elsewhere"),
         why,
-        spent.get("pace"),
+        spent.get("pace") if starts == 1 else None,
     )
 
 

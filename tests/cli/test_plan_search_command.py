@@ -132,7 +132,7 @@ def test_names_of_layouts_go_both_ways():
         ([*SEARCH, "--deadline", "30d"], "--tokens: days and dollars are of how many?"),
         ([*SEARCH, "--deadline", "30d", "--tokens", "many"], "--tokens many:"),
         (["llama3-8b", "--on", "h100:64-8", "--search"], "the range ends before it begins"),
-        (["quickstart", "--search"], "--search: for which stage? state --stage, one of pretrain"),
+        (["quickstart", "--search"], "has several stages; state --stage, one of pretrain"),
         (["llama3-8b", "--search", "--stage", "pretrain"], "is a shipped model"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,28 @@ def test_steps_of_another_size_are_not_compared():
 def test_others_are_named_where_they_took_cores(elsewhere, said):
     found = compare(PLAN, Happened(((128, 2048),), 1.0, 1, 1.0, elsewhere), cores=2)
     assert any("other programs" in note for note in found.notes) is said
+
+
+def test_the_machines_own_pace_is_told_apart():
+    """It took a quarter longer, and the machine was a quarter slower: the plan was right of it."""
+    plan = replace(PLAN, pace=0.02)
+    taken = tuple((p.sequence_length, p.batch_tokens) for p in PHASES for _ in range(p.steps))
+    outcome = Happened(taken, 1.25 * plan.training, 800, 1.25 * plan.total, 0.0, pace=0.025)
+    found = compare(plan, outcome, cores=2)
+    assert found.total.error == pytest.approx(-20)
+    assert found.at_pace(found.total).error == pytest.approx(0)
+    assert found.at_pace(found.step).error == pytest.approx(0)
+    assert found.as_json()["total_seconds_at_pace"]["error_percent"] == pytest.approx(0)
+    assert found.notes == ("the machine was 20% slower than when it was planned; in all +0.0% at its pace",)
+    unknown = compare(PLAN, outcome, cores=2)
+    assert (unknown.pace, unknown.at_pace(unknown.total), unknown.notes) == (None, None, ())
+
+
+def test_a_slower_machine_takes_as_many_times_as_long():
+    slower = PLAN.slower(1.5)
+    assert slower.total == pytest.approx(1.5 * PLAN.total)
+    assert slower.training == pytest.approx(1.5 * PLAN.training)
+    assert (slower.steps, slower.memory_bytes, slower.notes) == (PLAN.steps, PLAN.memory_bytes, PLAN.notes)
 
 
 def test_lines_merge_what_differs_by_a_row():
