@@ -24,15 +24,13 @@ from bench.planner.predictors import Case, Prediction, Unpredicted
 from cupola.models import table
 from cupola.models.table.declaration import matrix_flops
 from cupola.plan.activations import Kernels
-from cupola.plan.execution import GIB, Execution, Loss
+from cupola.plan.execution import GIB, PEAK, Execution, Loss
 from cupola.plan.layout import Checkpointing, Layout
 from cupola.plan.memory import Run, needed, rank_memory
 from cupola.plan.standing import Group, Held, standing
 from cupola.recipe.model import Model
 
 MIB = 2.0**20
-PEAK = (0.9, 1.18)
-"""Between what shares of a prediction the peaks that were published lie."""
 ADAM = 8
 LOSS_COMPILED = (2025, 4)
 

@@ -73,6 +73,7 @@ def _stage(plan: "Plan", run: "StageRun | None") -> dict[str, Any]:
         "layout": asdict(plan.layout),
         "rank": plan.memory.rank,
         "memory": plan.memory.components() | {"total": plan.memory.total},
+        "memory_total": _figure(plan.memory_figure),
         "memory_by_rank": [one.components() | {"total": one.total} for one in plan.ranks],
         "available": plan.hardware.memory,
         "margin": plan.margin,

@@ -163,7 +163,7 @@ def fit_runs(
 ) -> Result:
     """Read the runs and fit; one that is held back is not fitted on, also where `--fit` names its folder."""
     from cupola.compare import endings
-    from cupola.plan.fitting import fit
+    from cupola.plan.fitting import WIDEST, fit
 
     held_folders = endings.find_folders(held_texts)
     apart = {folder.resolve() for folder in held_folders}
@@ -184,6 +184,9 @@ def fit_runs(
             f"{max(far) / largest:.0f} times the compute of the largest run is far: whether the law holds"
             " there is a doubt that no interval has"
         )
+    if edge := [name for name in ("alpha", "beta") if getattr(fitted.law, name) in WIDEST]:
+        at = getattr(fitted.law, edge[0])
+        notes.append(f"{edge[0]} ends at {at:g}, as far as is looked: these runs determine no law")
     if fitted.interval("floor")[0] < 0.05 * fitted.law.floor:
         notes.append("the runs don't tell E from the rest: take longer or larger ones before reading it")
     return Result(runs, held, fitted, asked, flops, notes)

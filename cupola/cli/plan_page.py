@@ -116,9 +116,10 @@ def _tiles(planned: "Planned") -> list[tuple[str, str, str]]:
         tiles.append((f"{step.mfu:.1%}", "of peak (MFU)", ""))
     if run is not None:
         happened, dollars = run.interruptions, run.bill.dollars
-        goodput = interval_of(happened.goodput, lambda value: f"{value:.1%}") if happened.counted else ""
         tiles.append((days_of(run.days.value), "from first step to last", interval_of(run.days, days_of)))
-        tiles.append((f"{happened.goodput.value:.1%}", "goodput", goodput))
+        if happened.counted:
+            goodput = interval_of(happened.goodput, lambda value: f"{value:.1%}")
+            tiles.append((f"{happened.goodput.value:.1%}", "goodput", goodput))
         if dollars.value:
             tiles.append((dollars_of(dollars.value), "dollars", interval_of(dollars, dollars_of)))
     return tiles

@@ -94,7 +94,9 @@ def memory_rows(plans: Sequence["Plan"]) -> list[list[str]]:
         values = [one.get(name, 0.0) for one in found]
         if any(values):
             rows.append([name, *map(gib, values)])
-    return [*rows, ["total", *(gib(plan.memory.total) for plan in plans)]]
+    totals = [plan.memory_figure for plan in plans]
+    rows.append(["total", *(gib(total.value) for total in totals)])
+    return [*rows, ["90% interval", *(interval_of(total, gib) for total in totals)]]
 
 
 def _layout(layout: "Layout") -> str:

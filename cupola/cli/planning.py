@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cupola.plan.cures import Cure
     from cupola.plan.devices import Point
     from cupola.plan.execution import Execution
+    from cupola.plan.figure import Figure
     from cupola.plan.hardware import Hardware
     from cupola.plan.layout import Layout
     from cupola.plan.memory import Memory
@@ -60,6 +61,15 @@ class Plan:
         self.memory: Memory = max(self.ranks, key=lambda memory: memory.total)
         self.fits = self.memory.fits(self.hardware.memory, self.margin)
         self.notes += self.request.notes
+
+    @property
+    def memory_figure(self) -> "Figure":
+        """Bytes of the fullest rank, with their interval."""
+        from cupola.plan.execution import PEAK
+        from cupola.plan.figure import Figure
+
+        total = self.memory.total
+        return Figure(total, PEAK[0] * total, PEAK[1] * total)
 
 
 @dataclass
@@ -210,6 +220,7 @@ def _of_recipe(
         try:
             one.course = course.of_stage(loaded, name, known, length, batch, tokens)
             _say_repeated(one)
+            _refuse_repeated(one, tokens)
             if one.course.answers:
                 one.notes.append(
                     f"{name}: the time of sampling is a rule of thumb, every answer at its greatest length"
@@ -236,6 +247,21 @@ def _say_repeated(one: Plan) -> None:
             )
         else:
             one.notes.append(f"{words} ({size})")
+
+
+def _refuse_repeated(one: Plan, tokens: int | None) -> None:
+    """Tokens that were asked for and are not there: of a corpus read so often nothing comes."""
+    from cupola.plan.advice import MOST_PASSES, WORTHWHILE
+
+    assert one.course is not None
+    worst = max(one.course.repeated, key=lambda seen: seen.epochs, default=None)
+    if tokens is not None and worst is not None and worst.epochs > MOST_PASSES:
+        most = int(tokens * WORTHWHILE / worst.epochs)
+        raise InputError(
+            f"--tokens {tokens}: {worst.epochs:,.0f} passes over {worst.source!r}, which has"
+            f" {worst.stock.tokens:,} tokens, and nothing comes of more than {MOST_PASSES:.0f} (Muennighoff"
+            f" et al. 2023); up to --tokens {most} are well spent"
+        )
 
 
 def _spread(

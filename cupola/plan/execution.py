@@ -23,6 +23,10 @@ ON_CPU = 0.4 * GIB
 """Bytes of a process with torch, before it has any tensor."""
 
 
+PEAK = (0.9, 1.18)
+"""Between what multiples of a predicted peak 90% of published ones lie (`bench.planner`)."""
+
+
 @dataclass(frozen=True)
 class Execution:
     """How it is computed.

@@ -27,7 +27,7 @@ DELTA = 1e-3
 EXPONENTS = (0.15, 0.3, 0.5, 0.8)
 """Starts for alpha, and for beta."""
 WIDEST = (0.01, 3.0)
-"""Exponents outside of which the search doesn't go."""
+"""Exponents outside of which the search doesn't go: a law that ends there isn't determined by its runs."""
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,11 @@ class Hardware(Strict):
         own = self._has(precision)
         return self.attainable.get(own, self.attainable.get("bf16", USUAL))
 
+    @property
+    def guessed(self) -> bool:
+        """Whether its speed is nobody's figure: of the CPU here, until it is measured."""
+        return self.name == "cpu" and "assumption" in self.sources.get("sheet", "")
+
     def _has(self, precision: Precision) -> Precision:
         wider: tuple[Precision, ...] = ("fp4", "fp8", "bf16", "fp16", "tf32", "fp32")
         for one in wider[wider.index(precision) :]:

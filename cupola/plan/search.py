@@ -316,6 +316,7 @@ def _told(slower: list[Slower], best: Candidate) -> list[Rejected]:
         lost = one.per_token / best.per_token - 1
         at_least = "at least " if one.least else ""
         words = f"{at_least}{lost:.1%} slower, {part}" if lost > 1e-9 else "as fast, and less plain"
+        words += "; whether it fits was not looked at" if one.least else ""
         title = f"slower: {part}" if lost > 1e-9 else "as fast"
         found.append(
             Rejected(one.layout, "slower", title, words, one.per_token, one.count, part, least=one.least)

@@ -28,6 +28,8 @@ from cupola.plan.program import OURS, Program
 from cupola.plan.standing import Group
 from cupola.recipe.model import Model
 
+GUESSED = (0.2, 2.0)
+"""The same on a CPU that was not measured: cores differ by as much."""
 SPREAD, SPREAD_EXPERTS = (0.8, 1.25), (0.7, 1.65)
 """Between what multiples of a prediction 90% of steps lie; of mixtures of experts. By constants fitted
 without a row's own system 90% of published steps lie between 0.86 and 1.21, and 0.78 and 1.61
@@ -136,6 +138,7 @@ def _step(
     seconds = sum(parts.values())
     peak = hardware.flops(run.execution.precision) * run.layout.devices
     low, high = SPREAD if run.model.experts is None else SPREAD_EXPERTS
+    low, high = GUESSED if hardware.guessed else (low, high)
     figure = Figure(seconds, low * seconds, high * seconds)
     operations = per_token * tokens
     return StepTime(figure, parts, operations, tokens, operations / peak / seconds, run.microbatches, ranks)
