@@ -198,7 +198,17 @@ KEYS = {
 }
 STAGE_KEYS = {
     *("name", "sequence_length", "batch_rows", "optimizer", "precision", "loss", "layout", "rank", "memory"),
-    *("memory_by_rank", "available", "margin", "fits", "would_fit", "flops_per_token", "step", "run"),
+    *(
+        "memory_total",
+        "memory_by_rank",
+        "available",
+        "margin",
+        "fits",
+        "would_fit",
+        "flops_per_token",
+        "step",
+        "run",
+    ),
     *("unknown", "notes", "warnings"),
 }
 RUN_KEYS = {
