@@ -1,19 +1,20 @@
 """How fast the machine is at the moment: a small fixed product, timed now and then.
 
 Virtual machines share their cores, caches and power with others, and are up to a third slower for tens of
-seconds without anyone at work who could be seen. What is timed between two probes and divided by them
-varies a fifth as much as the seconds do (measured with a Transformer's steps on two cores). So the dry run
-reckons all its seconds at one pace, and a stage can say at which pace it ran.
+seconds without anyone at work who could be seen. Steps that are bound by products slow down as the probe does;
+where others take the memory's bandwidth, they slow down by more. So the dry run reckons all its seconds at one
+pace, and a stage can say at which pace it ran; neither makes a noisy machine quiet.
 
 On a GPU nothing is probed, and the pace is always the same.
 """
 
+import statistics
 import time
 
 import torch
 
-SIDE, TIMES = 768, 3
-"""Of the matrices that are multiplied, and how often: some 10 ms on two cores."""
+SIDE, TIMES = 768, 5
+"""Of the matrices that are multiplied, and how often: some 20 ms on two cores."""
 EVERY = 3.0
 """Seconds between two probes of a stage: some 0.3% of its time."""
 
@@ -34,10 +35,13 @@ class Pace:
         self.unit = self.probe()
 
     def _time(self) -> float:
-        begun = time.perf_counter()
+        """The median: a moment in which another process ran is no pace."""
+        spent = []
         for _ in range(TIMES):
+            begun = time.perf_counter()
             self._factor @ self._factor
-        return time.perf_counter() - begun
+            spent.append(time.perf_counter() - begun)
+        return statistics.median(spent)
 
     @torch.no_grad()
     def probe(self) -> float:
