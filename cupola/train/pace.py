@@ -1,9 +1,9 @@
 """How fast the machine is at the moment: a small fixed product, timed now and then.
 
 Virtual machines share their cores, caches and power with others, and are up to a third slower for tens of
-seconds without anyone at work who could be seen. Steps that are bound by products slow down as the probe does;
-where others take the memory's bandwidth, they slow down by more. So the dry run reckons all its seconds at one
-pace, and a stage can say at which pace it ran; neither makes a noisy machine quiet.
+seconds without anyone at work who could be seen. Steps that are bound by products slow down as the probe
+does; where others take the memory's bandwidth, they slow down by more. So the dry run reckons all its seconds
+at one pace, and a stage can say at which pace it ran; neither makes a noisy machine quiet.
 
 On a GPU nothing is probed, and the pace is always the same.
 """
