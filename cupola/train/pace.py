@@ -15,7 +15,7 @@ import torch
 
 SIDE, TIMES = 768, 5
 """Of the matrices that are multiplied, and how often: some 20 ms on two cores."""
-EVERY = 3.0
+EVERY = 5.0
 """Seconds between two probes of a stage: some 0.3% of its time."""
 
 
