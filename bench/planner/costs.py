@@ -22,6 +22,8 @@ from cupola.plan.standing import Group, Held, standing
 
 GIB = 2**30
 ADAM = 8
+STATED_RENT = r"usd_at_(\d+(?:\.\d+)?)_per_h"
+"""Of a metric whose name says what a device-hour costs."""
 GRID = Figure(cost.GRIDS["us"][0], 0.2, 0.6)
 """Where it isn't known which: kg of CO2 equivalent per kWh; an assumption."""
 
@@ -142,7 +144,7 @@ def all_hours(case: Case) -> Prediction:
 
 def dollars(case: Case) -> Prediction:
     """At the rent that the metric's name states, or at the record's, of its date."""
-    if found := re.fullmatch(r"usd_at_(\d+(?:\.\d+)?)_per_h", case.metric):
+    if found := re.fullmatch(STATED_RENT, case.metric):
         stated = case.row.metrics.get("gpu_hours_total_incl_ext_post")
         hours, said = (Figure.of(stated), "of all hours stated") if stated else _hours(case)
         return _predicted(case, hours.times(float(found[1])), said)
@@ -165,8 +167,7 @@ COSTS: dict[str, Callable[[Case], Prediction]] = {
     "checkpoint_save_s": save_seconds,
     "gpu_hours_total_incl_ext_post": all_hours,
     "usd": dollars,
-    "usd_at_2_per_h": dollars,
 }
 """By metric."""
-FORMS: tuple[tuple[str, Callable[[Case], Prediction]], ...] = ((r"usd_at_(\d+(?:\.\d+)?)_per_h", dollars),)
+FORMS: tuple[tuple[str, Callable[[Case], Prediction]], ...] = ((STATED_RENT, dollars),)
 """Of metrics that have a number in their name."""

@@ -18,7 +18,7 @@ from cupola.cli.options import (
 )
 from cupola.cli.plan_fit import PlanCommand, fit_options, planned_by_fit
 from cupola.cli.plan_prices import MONEY, SAVING
-from cupola.cli.plan_search import run_search, search_options, wanted
+from cupola.cli.plan_search import MODES, SCHEDULES, run_search, search_options, wanted
 from cupola.errors import InputError
 
 WORKERS = click.IntRange(min=1)
@@ -110,13 +110,13 @@ SECTIONS = {
 @click.option("--rows", type=WORKERS, metavar="N", help="Rows of a microbatch.")
 @click.option(
     "--schedule",
-    type=click.Choice(["gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v"]),
+    type=click.Choice(SCHEDULES),
     help="Of the pipeline.",
 )
 @click.option("--chunks", type=WORKERS, metavar="N", help="Stages of a pipeline rank, of interleaved.")
 @click.option(
     "--checkpointing",
-    type=click.Choice(["none", "selective", "operators", "full"]),
+    type=click.Choice(MODES),
     help="What of a layer is made anew in its backward pass.",
 )
 @click.option(

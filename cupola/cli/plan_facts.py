@@ -73,7 +73,7 @@ def _stage(plan: "Plan", run: "StageRun | None") -> dict[str, Any]:
         "layout": asdict(plan.layout),
         "rank": plan.memory.rank,
         "memory": plan.memory.components() | {"total": plan.memory.total},
-        "memory_total": _figure(plan.memory_figure),
+        "memory_total": figure_facts(plan.memory_figure),
         "memory_by_rank": [one.components() | {"total": one.total} for one in plan.ranks],
         "available": plan.hardware.memory,
         "margin": plan.margin,
@@ -90,7 +90,7 @@ def _stage(plan: "Plan", run: "StageRun | None") -> dict[str, Any]:
 
 def _step(step: "StepTime") -> dict[str, Any]:
     return {
-        "seconds": _figure(step.seconds),
+        "seconds": figure_facts(step.seconds),
         "parts": dict(step.parts),
         "tokens": step.tokens,
         "microbatches": step.microbatches,
@@ -116,8 +116,8 @@ def _work(run: "StageRun") -> dict[str, Any]:
         ],
         "evaluations": course.evaluations,
         "checkpoints": course.saves,
-        "seconds": {name: _figure(figure) for name, figure in run.seconds.items()},
-        "work_seconds": _figure(run.work),
+        "seconds": {name: figure_facts(figure) for name, figure in run.seconds.items()},
+        "work_seconds": figure_facts(run.work),
         "flops": dict(run.flops),
         "mfu": run.mfu,
         "epochs": [
@@ -139,9 +139,9 @@ def _run(run: "Campaign") -> dict[str, Any]:
         "steps": run.steps,
         "tokens": run.tokens,
         "flops": run.flops,
-        "work_days": _figure(run.work),
-        "days": _figure(run.days),
-        "goodput": _figure(happened.goodput),
+        "work_days": figure_facts(run.work),
+        "days": figure_facts(run.days),
+        "goodput": figure_facts(happened.goodput),
         "lost": dict(happened.lost),
         "interruptions": {
             "counted": happened.counted,
@@ -159,10 +159,10 @@ def _run(run: "Campaign") -> dict[str, Any]:
             "best_interval_seconds": happened.best[0] if happened.best else None,
             "best_goodput": happened.best[1] if happened.best else None,
         },
-        "device_hours": _figure(run.bill.device_hours),
-        "energy_mwh": _figure(run.bill.energy),
-        "carbon_tonnes": _figure(run.bill.carbon),
-        "dollars": _figure(run.bill.dollars),
+        "device_hours": figure_facts(run.bill.device_hours),
+        "energy_mwh": figure_facts(run.bill.energy),
+        "carbon_tonnes": figure_facts(run.bill.carbon),
+        "dollars": figure_facts(run.bill.dollars),
     }
 
 
@@ -175,7 +175,7 @@ def _played(played: "Simulation") -> dict[str, Any]:
         counts[min(int((days - first) / width), BINS - 1) if width else 0] += 1
     return {
         "times": len(played.days),
-        "days": _figure(played.figure),
+        "days": figure_facts(played.figure),
         "mean_days": played.mean_days,
         "edges": [first + number * width for number in range(len(counts))] + [last],
         "counts": counts,
@@ -188,13 +188,14 @@ def _point(point: "Point") -> dict[str, Any]:
         "devices": point.devices,
         "data": point.data,
         "fits": point.fits,
-        "days": _figure(run.days),
-        "goodput": _figure(run.interruptions.goodput),
-        "device_hours": _figure(run.bill.device_hours),
-        "dollars": _figure(run.bill.dollars),
+        "days": figure_facts(run.days),
+        "goodput": figure_facts(run.interruptions.goodput),
+        "device_hours": figure_facts(run.bill.device_hours),
+        "dollars": figure_facts(run.bill.dollars),
         "mfu": [stage.mfu for stage in run.stages],
     }
 
 
-def _figure(figure: "Figure") -> dict[str, float]:
+def figure_facts(figure: "Figure") -> dict[str, float]:
+    """A quantity in doubt as `--json` has it."""
     return {"value": figure.value, "low": figure.low, "high": figure.high}

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from cupola.cli.options import Command
 from cupola.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from cupola.plan.request import Request
     from cupola.plan.steptime import StepTime
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 STATED = ("data", "tensor", "pipeline", "context", "expert", "rows", "chunks", "shard", "schedule")
 SHORT = {"dp": "data", "tp": "tensor", "pp": "pipeline", "cp": "context", "ep": "expert", "shard": "shard"}
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cupola.cli.options import show_table
+from cupola.cli.plan_facts import figure_facts
 from cupola.cli.plan_search import named
 from cupola.cli.plan_tables import days_of, dollars_of, interval_of
 
 if TYPE_CHECKING:
-    from cupola.plan.figure import Figure
     from cupola.plan.frontier import Point
     from cupola.plan.layout import Layout
     from cupola.plan.request import Request
@@ -150,15 +150,11 @@ def _candidate(one: "Candidate") -> dict[str, Any]:
         "layout": asdict(one.layout),
         "words": named(one.layout),
         "memory": one.memory.components() | {"total": one.memory.total},
-        "seconds": _figure(one.step.seconds),
+        "seconds": figure_facts(one.step.seconds),
         "parts": dict(one.step.parts),
         "mfu": one.step.mfu,
         "tokens_per_second_per_device": one.rate,
     }
-
-
-def _figure(figure: "Figure") -> dict[str, float]:
-    return {"value": figure.value, "low": figure.low, "high": figure.high}
 
 
 def show_points(
@@ -232,8 +228,8 @@ def points_facts(points: "Sequence[Point]", within: float | None, best: "Point |
             {
                 "devices": one.name,
                 "best": _candidate(one.best) if one.best else None,
-                "days": _figure(one.days) if one.best else None,
-                "dollars": _figure(one.dollars) if one.best else None,
+                "days": figure_facts(one.days) if one.best else None,
+                "dollars": figure_facts(one.dollars) if one.best else None,
                 "on_the_front": one in ahead,
                 "why": one.why or None,
             }
