@@ -5,13 +5,16 @@ rounds. The constants of `cupola/models/attention.py` (TILE, SDPA_LENGTH, KEPT_B
 
 Columns: `torch` is scaled_dot_product_attention (causal; with documents, one call a document); `formula`
 is the plain one (only up to 1024 tokens a row); `N kept` and `N again` are tiles of N queries whose
-probabilities are kept for the backward pass or computed again. Documents are of about 128 tokens.
+probabilities are kept for the backward pass or computed again. Documents are of about 128 tokens, and other
+ones in each round, as they are in each step of training.
 """
 
 import argparse
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from unittest import mock
 
 import torch
@@ -50,11 +53,11 @@ def by_document(ends: list[list[int]]) -> Path:
     return run
 
 
-def paths(batch: int, length: int, documents: bool) -> dict[str, Path]:
-    """What is measured for one shape."""
+def paths(batch: int, length: int, documents: bool, seed: int) -> dict[str, Path]:
+    """What is measured for one shape, in one round."""
     numbers, ends = None, [[length] for _ in range(batch)]
     if documents:
-        begins = torch.rand(batch, length, generator=torch.Generator().manual_seed(length)) < 1 / 128
+        begins = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < 1 / 128
         numbers = begins.cumsum(dim=1).to(torch.int32)
         ends = [[*(begins[row, 1:].nonzero().flatten() + 1).tolist(), length] for row in range(batch)]
     plan = attention.plan(batch, length, numbers, torch.device("cpu"))
@@ -68,11 +71,13 @@ def paths(batch: int, length: int, documents: bool) -> dict[str, Path]:
     return found
 
 
-def measure(found: dict[str, Path], inputs: list[Tensor], gradient: Tensor) -> dict[str, float]:
+def measure(
+    found: Callable[[int], dict[str, Path]], inputs: list[Tensor], gradient: Tensor
+) -> dict[str, float]:
     """Milliseconds of each path."""
-    times: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(ROUNDS + 1):
-        for name, path in found.items():
+    times: dict[str, list[float]] = defaultdict(list)
+    for seed in range(ROUNDS + 1):
+        for name, path in found(seed).items():
             begun = time.process_time()
             path(*inputs).backward(gradient)
             times[name].append(1000 * (time.process_time() - begun))
@@ -99,7 +104,7 @@ def main() -> None:
                 inputs = [torch.randn(batch, length, n, options.head_width).to(dtype) for n in heads]
                 gradient = torch.randn(batch, length, options.heads, options.head_width).to(dtype)
                 times = measure(
-                    paths(batch, length, documents), [x.requires_grad_() for x in inputs], gradient
+                    partial(paths, batch, length, documents), [x.requires_grad_() for x in inputs], gradient
                 )
                 best = min(times, key=lambda path: times[path])
                 row = "  ".join(f"{path} {ms:.1f}{'*' if path == best else ''}" for path, ms in times.items())

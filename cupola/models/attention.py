@@ -6,13 +6,13 @@ On CPU the work is cut into tiles: some consecutive queries against just the key
 tile is two batched products and a softmax, so that what lies above the diagonal or in another document
 is mostly never computed. `bench/attention.py` prints the times that the constants are read off; forward
 and backward of 2048 tokens, 6 heads of 64, one thread, milliseconds, torch's kernel in brackets (called
-once a document where there are documents, here of about 128 tokens):
+once a document where there are documents, here of about 128 tokens and others in each round):
 
                 8 x 256      4 x 512      2 x 1024     1 x 2048
-    fp32        34 (39)      59 (76)      87 (109)     164 (180)
-    bf16        19 (47)      32 (81)      54 (98)      90 (155)
-    fp32, docs  27 (49)      32 (52)      32 (55)      42 (57)
-    bf16, docs  23 (77)      27 (69)      25 (74)      31 (77)
+    fp32        39 (40)      65 (68)      110 (105)    184 (163)
+    bf16        19 (36)      29 (46)      48 (58)      123 (132)
+    fp32, docs  45 (97)      52 (85)      40 (82)      49 (76)
+    bf16, docs  36 (246)     41 (140)     31 (103)     33 (97)
 
 The trade-off is memory: the probabilities are kept for the backward pass (half of batch * heads *
 length^2 numbers a layer). Above `KEPT_BYTES` they are computed again instead, which costs a fifth; fp32
@@ -41,6 +41,8 @@ from cupola.models import probe
 
 TILE = {torch.float32: 64, torch.bfloat16: 128}
 """Queries of a tile."""
+KEYS = 64
+"""A tile with documents takes a multiple of so many keys, and masks those that it doesn't see."""
 SDPA_LENGTH = 2048
 """From this length on, fp32 rows without documents go to torch's kernel."""
 KEPT_BYTES = 32 * 2**20
@@ -134,13 +136,11 @@ def _causal_tiles(batch: int, length: int, size: int) -> list[Tile]:
 
 
 def _row_tiles(row: int, begins: list[int], size: int) -> Iterator[Tile]:
-    """Tiles of one row, cut at a document's beginning where one lies in the second half of a tile."""
-    length, start = len(begins), 0
-    while start < length:
+    """Tiles of one row, on a grid, and each with as many keys as some other tiles have."""
+    length = len(begins)
+    for start in range(0, length, size):
         end = min(start + size, length)
-        if end < length and begins[end] > start + size // 2:
-            end = begins[end]
-        first_key = begins[start]
+        first_key = max(0, end - _rounded(end - begins[start]))
         queries = torch.arange(start, end)[:, None]
         if begins[end - 1] == first_key:  # one document: only the diagonal square is masked
             masked = torch.arange(start, end) > queries
@@ -149,7 +149,17 @@ def _row_tiles(row: int, begins: list[int], size: int) -> Iterator[Tile]:
             masked = (keys > queries) | (keys < torch.tensor(begins[start:end])[:, None])
         mask = torch.zeros(masked.shape).masked_fill_(masked, -math.inf)
         yield Tile(row, row + 1, start, end, first_key, mask)
-        start = end
+
+
+def _rounded(keys: int) -> int:
+    """Up, to one of a few numbers: multiples of 64, of at least a sixteenth of the number.
+
+    oneDNN makes code for each shape of a bf16 product that it meets, in 0.3 to 5 ms and half a megabyte, six
+    times for a tile there and back. Documents end anywhere: were tiles cut where they do, every step would
+    meet shapes that no step met before, which took 7 to 14% of it.
+    """
+    step = max(KEYS, 1 << keys.bit_length() >> 4)
+    return -(-keys // step) * step
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:

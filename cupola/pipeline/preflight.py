@@ -106,7 +106,7 @@ def preflight(
             names the stage and what to look at.
     """
     checks, fingerprints, notes, warnings = [], [], [], []
-    pace = Pace(torch.device(decisions.device))
+    pace = Pace(torch.device(decisions.device), decisions.precision)
     with display.task("checking the recipe", total=len(recipe.stages) + 1, unit="stages") as task:
         for name, stage in recipe.stages.items():
             task.note(name)

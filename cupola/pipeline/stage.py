@@ -101,7 +101,7 @@ class StageRun:
         self.begun, self.others = time.monotonic(), Elsewhere()
         device = torch.device(decisions.device)
         held_now(device)  # so that a stage's peak is its own, as the dry run measures it
-        self.pace = Pace(device)
+        self.pace = Pace(device, decisions.precision)
         self.model = recipe.model_of(planned.name)
         self.module = build(self.model, prepared.vocabulary, recipe.seed, device, scores=self.stage.scores)
         material = material_of(self.stage)

@@ -210,11 +210,10 @@ def _between(
     if evaluating:
         give_back_freed_memory()
         _evaluate(setup, progress, writer, at_end=False)
+        give_back_freed_memory()
     if saving:
         writer.sync()
         setup.save(progress)
-    if evaluating or saving:
-        give_back_freed_memory()
     return pausing or stop.asked
 
 

@@ -1,9 +1,11 @@
-"""How fast the machine is at the moment: a small fixed product, timed now and then.
+"""How fast the machine is at the moment: a small fixed piece of work, timed now and then.
 
 Virtual machines share their cores, caches and power with others, and are up to a third slower for tens of
-seconds without anyone at work who could be seen. Steps that are bound by products slow down as the probe
-does; where others take the memory's bandwidth, they slow down by more. So the dry run reckons all its seconds
-at one pace, and a stage can say at which pace it ran; neither makes a noisy machine quiet.
+seconds without anyone at work who could be seen. What is timed is a training step in small, a feed-forward
+layer there and back and the loss of a few rows: a slow machine is slow at products, at what takes the
+memory's bandwidth and at starting operations by different factors, and steps are made of all three. So the
+dry run reckons all its seconds at one pace, and a stage can say at which pace it ran; neither makes a noisy
+machine quiet.
 
 On a GPU nothing is probed, and the pace is always the same.
 """
@@ -12,11 +14,37 @@ import statistics
 import time
 
 import torch
+from torch.nn import functional
 
-SIDE, TIMES = 768, 5
-"""Of the matrices that are multiplied, and how often: some 20 ms on two cores."""
+from cupola.parallel.device import Precision, autocast
+
+ROWS, WIDTH, HIDDEN = 1024, 256, 1024
+SCORED, VOCABULARY = 256, 4096
+TIMES = 3
+"""Of which the median counts: some 40 ms in all on two cores."""
 EVERY = 5.0
-"""Seconds between two probes of a stage: some 0.3% of its time."""
+"""Seconds between two probes of a stage: less than a hundredth of its time."""
+
+
+class _Work:
+    """A training step in small."""
+
+    def __init__(self, device: torch.device, precision: Precision) -> None:
+        self.device, self.precision = device, precision
+        self.rows = torch.full((ROWS, WIDTH), 1.0)
+        self.up = torch.full((WIDTH, HIDDEN), 1 / WIDTH, requires_grad=True)
+        self.down = torch.full((HIDDEN, WIDTH), 1 / HIDDEN, requires_grad=True)
+        self.vocabulary = torch.full((WIDTH, VOCABULARY), 1 / WIDTH)
+
+    @torch.enable_grad()
+    def __call__(self) -> None:
+        with autocast(self.device, self.precision):
+            normed = functional.rms_norm(self.rows, (WIDTH,))
+            hidden = functional.silu(normed @ self.up) @ self.down
+            scores = self.rows[:SCORED] @ self.vocabulary
+        scores.float().logsumexp(-1)
+        (self.rows + hidden).square().mean().backward()
+        self.up.grad = self.down.grad = None
 
 
 class Pace:
@@ -26,33 +54,32 @@ class Pace:
         unit: seconds of the first probe, to which others are levelled.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._on = device.type == "cpu"
-        if self._on:
-            self._factor = torch.full((SIDE, SIDE), 1.0 / SIDE)
+    def __init__(self, device: torch.device, precision: Precision) -> None:
+        self._work = _Work(device, precision) if device.type == "cpu" else None
+        if self._work is not None:
             self._time()  # cold
         self._probes: list[tuple[float, float]] = []
         self.unit = self.probe()
 
     def _time(self) -> float:
         """The median: a moment in which another process ran is no pace."""
+        assert self._work is not None
         spent = []
         for _ in range(TIMES):
             begun = time.perf_counter()
-            self._factor @ self._factor
+            self._work()
             spent.append(time.perf_counter() - begun)
         return statistics.median(spent)
 
-    @torch.no_grad()
     def probe(self) -> float:
-        """Seconds of the product now; 1 where nothing is probed."""
-        seconds = self._time() if self._on else 1.0
+        """Seconds of the work now; 1 where nothing is probed."""
+        seconds = 1.0 if self._work is None else self._time()
         self._probes.append((time.perf_counter(), seconds))
         return seconds
 
     def due(self) -> None:
         """Probe if the last one is some time ago."""
-        if self._on and time.perf_counter() - self._probes[-1][0] >= EVERY:
+        if time.perf_counter() - self._probes[-1][0] >= EVERY:
             self.probe()
 
     def levelled(self, seconds: float, *around: float) -> float:
@@ -65,7 +92,7 @@ class Pace:
 
     @property
     def mean(self) -> float:
-        """Seconds of the product on average since the first probe, by the clock."""
+        """Seconds of the work on average since the first probe, by the clock."""
         spans = list(zip(self._probes, self._probes[1:], strict=False))
         whole = sum(later - earlier for (earlier, _), (later, _) in spans)
         if not whole:

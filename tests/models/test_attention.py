@@ -93,6 +93,16 @@ def test_short_documents_are_not_attended_in_full():
     assert work(plan(1, length, None, CPU)) > 8 * 16 * 64 * 64
 
 
+def test_documents_of_all_lengths_make_few_shapes_of_tiles():
+    """Each new shape of a bf16 product costs milliseconds, and steps would meet new ones for ever."""
+    length, shapes = 2048, set()
+    for mean in range(200, 700, 10):
+        prepared = plan(2, length, random_documents(2, length, mean), CPU)
+        shapes |= {(tile.end - tile.start, tile.end - tile.first_key) for tile in prepared.tiles(128)}
+    assert len(shapes) <= 24
+    assert {queries for queries, _ in shapes} == {128}
+
+
 @pytest.mark.parametrize(("scale", "allowed"), [(1.0, 2.0), (3.0, 10.0)])
 @pytest.mark.parametrize("length", [128, 512])
 def test_error_of_bf16_scores(length, scale, allowed):

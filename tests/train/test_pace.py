@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 
 def test_what_took_twice_as_long_on_a_machine_half_as_fast_counts_the_same(clock):
-    found = Pace(CPU)
+    found = Pace(CPU, "fp32")
     clock.product = 1.0
     assert found.levelled(6.0, found.probe(), found.probe()) == pytest.approx(3.0)
     assert found.levelled(6.0, 0.5, 1.5) == pytest.approx(3.0)
@@ -30,7 +30,7 @@ def test_what_took_twice_as_long_on_a_machine_half_as_fast_counts_the_same(clock
 
 
 def test_the_mean_is_by_the_clock_and_not_by_how_often_it_was_probed(clock):
-    found = Pace(CPU)
+    found = Pace(CPU, "fp32")
     for second in range(1, 11):  # ten probes in one second of the pace that it began with
         clock.now = second / 10
         found.probe()
@@ -40,7 +40,7 @@ def test_the_mean_is_by_the_clock_and_not_by_how_often_it_was_probed(clock):
 
 
 def test_between_steps_it_is_probed_now_and_then(clock):
-    found = Pace(CPU)
+    found = Pace(CPU, "fp32")
     probes = []
     for _ in range(40):
         clock.now += pace.EVERY / 4
@@ -52,14 +52,14 @@ def test_between_steps_it_is_probed_now_and_then(clock):
 
 
 def test_a_machine_is_probed():
-    found = Pace(CPU)
+    found = Pace(CPU, "fp32")
     assert 0 < found.unit < 5
     assert found.probe() > 0
     assert found.mean > 0
 
 
 def test_on_a_gpu_nothing_is(clock):
-    found = Pace(torch.device("cuda"))
+    found = Pace(torch.device("cuda"), "bf16")
     clock.product = 9.0
     clock.now = 100.0
     found.due()
