@@ -11,7 +11,7 @@ from cupola.display import Display
 from cupola.models import build, kernels, table
 from cupola.parallel.device import Precision, default_device
 from cupola.recipe.schema import Recipe
-from cupola.train.memory import bound_kept_kernels, keep_freed_memory
+from cupola.train.memory import keep_freed_memory
 from cupola.train.peak import matmul_peak
 from cupola.train.precision import PASSES, measure_precision
 
@@ -59,7 +59,6 @@ def decide(recipe: Recipe, vocabulary: int, recorded: dict[str, Any] | None, dis
         recorded: what an earlier start of this run decided; kept wherever the recipe says `auto`.
     """
     keep_freed_memory()
-    bound_kept_kernels()
     device = default_device()
     threads = torch.get_num_threads()
     recorded = recorded or {}

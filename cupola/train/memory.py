@@ -1,19 +1,14 @@
-"""What the libraries below keep of a training process's memory.
+"""The C library's allocator, told to keep what training frees.
 
-glibc: on CPU a step allocates and frees the same large tensors again and again. glibc gives each of them back
-to the system at once and gets it anew, zeroed, page by page: of the plain cross-entropy of 2048 x 384 -> 8192
+On CPU a step allocates and frees the same large tensors again and again. glibc gives each of them back to
+the system at once and gets it anew, zeroed, page by page: of the plain cross-entropy of 2048 x 384 -> 8192
 in bf16 that was 142 of 366 ms, of a whole step 4 to 10%. Kept, the pages are
 reused. The price: memory that training has drawn stays with the process until it ends (its peak is about
 the same).
-
-oneDNN: it keeps the code of every shape of product that it has seen, 1,024 of them, of half a megabyte and
-more each. Evaluations and answers come in ever new lengths, so a run of several stages grew by hundreds of
-megabytes.
 """
 
 import ctypes
 import gc
-import os
 import sys
 
 import torch
@@ -21,9 +16,6 @@ import torch
 from cupola.parallel.device import peak_memory, reset_peak_memory
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-KERNELS = 256
-"""Shapes of products whose code is kept: a step of one shape of microbatch takes 35 to 50, of several kinds
-of layers the more."""
 
 
 def keep_freed_memory() -> bool:
@@ -35,12 +27,6 @@ def keep_freed_memory() -> bool:
         return False
     # No allocation by mmap of its own, and nothing trimmed from the heap's end.
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
-
-
-def bound_kept_kernels() -> None:
-    """Keep the code of `KERNELS` shapes, unless the environment says how many. To be called before the first
-    product of the process: that is when oneDNN asks for it."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def give_back_freed_memory() -> bool:
