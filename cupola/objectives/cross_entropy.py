@@ -33,8 +33,8 @@ CHUNK_ROWS = 256
 """At least so many rows in a chunk, so that adding to the weight's gradient does not dominate."""
 
 ROWS = 64
-"""On CPU a bf16 product gets rows of zeros up to a multiple of so many: answers have any number of tokens, and
-oneDNN makes code for each number that it meets, in 10 to 25 ms for the three products of 256 -> 4096."""
+"""On CPU a bf16 product gets rows of zeros up to a multiple of so many: answers have any number of tokens,
+and oneDNN makes code for each number that it meets, in 10 to 25 ms for the three products of 256 -> 4096."""
 
 BLOCK_BYTES = 2 * 2**20
 """fp32 logits of one softmax on CPU: what a core's cache holds."""
