@@ -25,7 +25,7 @@ from cupola.models import table
 from cupola.models.table.declaration import matrix_flops
 from cupola.plan.activations import Kernels
 from cupola.plan.execution import GIB, PEAK, Execution, Loss
-from cupola.plan.layout import Checkpointing, Layout
+from cupola.plan.layout import Checkpointing, Layout, faults
 from cupola.plan.memory import Run, needed, rank_memory
 from cupola.plan.standing import Group, Held, standing
 from cupola.recipe.model import Model
@@ -58,7 +58,7 @@ def layout_of(case: Case, data: int | None = None, rows: int | None = None) -> L
     if not rows:
         raise Unpredicted("the row states no micro_batch")
     workers = case.size("dp") if data is None else data
-    return Layout(
+    layout = Layout(
         data=workers,
         shard=3 if extra.get("fsdp") else extra.get("zero_stage") or 0,
         tensor=case.size("tp"),
@@ -71,6 +71,10 @@ def layout_of(case: Case, data: int | None = None, rows: int | None = None) -> L
         rows=rows,
         checkpointing=_checkpointing(str(extra.get("recompute") or "none"), row.named),
     )
+    found, devices = case.expressed, row.whole("n_devices") or layout.devices
+    if wrong := faults(found.model, found.vocabulary, layout, devices, row.whole("seq") or 2 * layout.context):
+        raise Unpredicted(f"the layout can't be: {wrong[0]}")
+    return layout
 
 
 def _number(said: Any) -> int | None:

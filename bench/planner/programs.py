@@ -194,15 +194,23 @@ def _rows(row: Row) -> int | None:
     return None
 
 
+PRECISIONS: tuple[tuple[str, Precision], ...] = (
+    (r"fp4", "fp4"),
+    (r"rowwise", "bf16"),
+    (r"fp8|float8", "fp8"),
+    (r"bf16|bfloat16", "bf16"),
+    (r"fp16|float16|half", "fp16"),
+    (r"fp32|float32", "fp32"),
+)
+"""Patterns in a row's `precision`, in lower case; the first that is found. Where nothing is said, bf16."""
+
+
 def _precision(row: Row) -> Precision:
     said = str(row.facts.get("precision") or "bf16").lower()
-    if "fp4" in said:
-        return "fp4"
-    if "rowwise" in said:
-        return "bf16"
-    if re.search(r"fp8|float8|mxfp8", said):
-        return "fp8"
-    return "fp16" if "fp16" in said and "bf16" not in said else "bf16"
+    for pattern, precision in PRECISIONS:
+        if re.search(pattern, said):
+            return precision
+    raise Unpredicted(f"precision {said!r} is none that is known")
 
 
 def _megatron_then(case: Case, run: Run, hardware: Hardware) -> tuple[Run, Program]:

@@ -110,6 +110,9 @@ def test_what_can_not_be_timed_has_a_reason():
         ({"hardware": None}, "no hardware"),
         ({"batch": None}, "no batch"),
         ({"pp": None}, "in part"),
+        ({"precision": "int8"}, "precision 'int8'"),
+        ({"tp": 5}, "the layout can't be: .*5"),
+        ({"n_devices": 12, "dp": 8}, "the layout can't be: .*12"),
     ):
         row = without(**changes)
         with pytest.raises(Unpredicted, match=said):
