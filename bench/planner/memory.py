@@ -72,7 +72,8 @@ def layout_of(case: Case, data: int | None = None, rows: int | None = None) -> L
         checkpointing=_checkpointing(str(extra.get("recompute") or "none"), row.named),
     )
     found, devices = case.expressed, row.whole("n_devices") or layout.devices
-    if wrong := faults(found.model, found.vocabulary, layout, devices, row.whole("seq") or 2 * layout.context):
+    length = row.whole("seq") or 2 * layout.context
+    if wrong := faults(found.model, found.vocabulary, layout, devices, length):
         raise Unpredicted(f"the layout can't be: {wrong[0]}")
     return layout
 
