@@ -156,7 +156,7 @@ def _rounded(keys: int) -> int:
 
     oneDNN makes code for each shape of a bf16 product that it meets, in 0.3 to 5 ms and half a megabyte, six
     times for a tile there and back. Documents end anywhere: were tiles cut where they do, every step would
-    meet shapes that no step met before, which took 7 to 14% of it.
+    meet shapes that no step met before, which took 7 to 10% of it.
     """
     step = max(KEYS, 1 << keys.bit_length() >> 4)
     return -(-keys // step) * step
