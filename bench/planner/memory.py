@@ -71,11 +71,21 @@ def layout_of(case: Case, data: int | None = None, rows: int | None = None) -> L
         rows=rows,
         checkpointing=_checkpointing(str(extra.get("recompute") or "none"), row.named),
     )
-    found, devices = case.expressed, row.whole("n_devices") or layout.devices
-    length = row.whole("seq") or 2 * layout.context
-    if wrong := faults(found.model, found.vocabulary, layout, devices, length):
+    if wrong := _impossible(case, layout):
         raise Unpredicted(f"the layout can't be: {wrong[0]}")
     return layout
+
+
+def _impossible(case: Case, layout: Layout) -> list[str]:
+    """What is wrong with a row's layout. Tensor parallelism has to share out whole query heads only: what was
+    published did run, by programs that cut otherwise than ours (PaLM has one key/value head for 12)."""
+    found, row = case.expressed, case.row
+    heads, tensor = found.model.sizes().heads, layout.tensor
+    devices, length = row.whole("n_devices") or layout.devices, row.whole("seq") or 2 * layout.context
+    if heads % tensor:
+        return [f"tensor {tensor}: {heads} heads can't be shared out"]
+    uncut = replace(layout, data=layout.data * tensor, tensor=1)
+    return faults(found.model, found.vocabulary, uncut, devices, length)
 
 
 def _number(said: Any) -> int | None:

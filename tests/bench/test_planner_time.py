@@ -119,6 +119,11 @@ def test_what_can_not_be_timed_has_a_reason():
             timed(next(cases(row, [row])))
 
 
+def test_what_was_published_did_run():
+    refused = [one.name for one in SCORES if "the layout can't be" in one.reason]
+    assert refused == []
+
+
 def test_a_fit_finds_what_rows_were_made_with():
     """Rows whose published time is what a slower device would take: the fit slows the device."""
     own = [one for one in SAMPLES if one.row.group == "foundry_H100_80GB_BF16"][::12]
