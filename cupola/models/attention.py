@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cupola.models import probe
+from cupola.recipe.strict import round_up
 
 TILE = {torch.float32: 64, torch.bfloat16: 128}
 """Queries of a tile."""
@@ -158,8 +159,7 @@ def _rounded(keys: int) -> int:
     times for a tile there and back. Documents end anywhere: were tiles cut where they do, every step would
     meet shapes that no step met before, which took 7 to 10% of it.
     """
-    step = max(KEYS, 1 << keys.bit_length() >> 4)
-    return -(-keys // step) * step
+    return round_up(keys, max(KEYS, 1 << keys.bit_length() >> 4))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:

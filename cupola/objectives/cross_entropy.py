@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cupola.data.batch import IGNORED
 from cupola.models.layers import compute_dtype
 
 CHUNK_BYTES = 64 * 2**20
@@ -164,7 +165,7 @@ class _Chunks:
         self.targets, self.z_loss, self.factors = targets, z_loss, factors
         if on_cpu and dtype == torch.bfloat16 and (missing := -self.count % ROWS):
             self.hidden = F.pad(self.hidden, (0, 0, 0, missing))
-            self.targets = F.pad(targets, (0, missing), value=-100)
+            self.targets = F.pad(targets, (0, missing), value=IGNORED)
             self.factors = None if factors is None else F.pad(factors, (0, missing))
         self.hidden_gradient: Tensor | None = None
         self.weight_gradient: Tensor | None = None

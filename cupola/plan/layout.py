@@ -25,6 +25,7 @@ from typing import Literal
 from cupola.models import table
 from cupola.models.table import Parameter
 from cupola.recipe.model import Model
+from cupola.recipe.strict import round_up
 
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v"]
 Checkpointing = Literal["none", "selective", "operators", "full"]
@@ -271,7 +272,7 @@ def _experts(model: Model, layout: Layout) -> Iterator[str]:
 def _batch(layout: Layout, batch: int) -> Iterator[str]:
     unit = layout.data * layout.rows
     if batch % unit:
-        below, above = batch // unit * unit, -(-batch // unit) * unit
+        below, above = batch // unit * unit, round_up(batch, unit)
         near = f"{below} or {above}" if below else f"{above}"
         fewer = f", or --rows 1 with {batch}" if layout.rows > 1 and batch % layout.data == 0 else ""
         yield (

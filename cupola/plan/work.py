@@ -20,6 +20,7 @@ from cupola.plan.layout import Layout
 from cupola.plan.request import Request
 from cupola.plan.steptime import StepTime, step_time
 from cupola.recipe.clock import Stretch
+from cupola.recipe.strict import round_up
 
 FORWARD = 1 / 3
 """Time of a forward pass over that of a step: a backward pass is two products for each of its one."""
@@ -143,7 +144,7 @@ def _step(asked: Asked, stretch: Stretch, longest: int, hardware: Hardware) -> S
     wanted = -(-stretch.batch_tokens // length)
     rows = max(1, min(layout.rows * longest // length, -(-wanted // layout.data)))
     unit = layout.data * rows * (layout.pipeline if layout.schedule == "interleaved" else 1)
-    batch = -(-wanted // unit) * unit
+    batch = round_up(wanted, unit)
     request = replace(asked.request, sequence_length=length, batch=batch)
     return step_time(request.run(replace(layout, rows=rows), asked.execution), hardware)
 

@@ -58,8 +58,9 @@ class Pace:
         self._work = _Work(device, precision) if device.type == "cpu" else None
         if self._work is not None:
             self._time()  # cold
-        self._probes: list[tuple[float, float]] = []
-        self.unit = self.probe()
+        self._span = self._area = 0.0
+        self.unit = self._last = self._measured()
+        self._at = time.perf_counter()
 
     def _time(self) -> float:
         """The median: a moment in which another process ran is no pace."""
@@ -71,15 +72,20 @@ class Pace:
             spent.append(time.perf_counter() - begun)
         return statistics.median(spent)
 
+    def _measured(self) -> float:
+        return 1.0 if self._work is None else self._time()
+
     def probe(self) -> float:
         """Seconds of the work now; 1 where nothing is probed."""
-        seconds = 1.0 if self._work is None else self._time()
-        self._probes.append((time.perf_counter(), seconds))
+        seconds, now = self._measured(), time.perf_counter()
+        self._span += now - self._at
+        self._area += (now - self._at) * (self._last + seconds) / 2
+        self._at, self._last = now, seconds
         return seconds
 
     def due(self) -> None:
         """Probe if the last one is some time ago."""
-        if time.perf_counter() - self._probes[-1][0] >= EVERY:
+        if time.perf_counter() - self._at >= EVERY:
             self.probe()
 
     def levelled(self, seconds: float, *around: float) -> float:
@@ -93,8 +99,4 @@ class Pace:
     @property
     def mean(self) -> float:
         """Seconds of the work on average since the first probe, by the clock."""
-        spans = list(zip(self._probes, self._probes[1:], strict=False))
-        whole = sum(later - earlier for (earlier, _), (later, _) in spans)
-        if not whole:
-            return self.unit
-        return sum((later - earlier) * (a + b) / 2 for (earlier, a), (later, b) in spans) / whole
+        return self._area / self._span if self._span else self.unit
